@@ -1,0 +1,44 @@
+# make demo: trains, scores and serves on this machine. make test: runs every test. Both create .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# pip's own settings (a mirror, a proxy's certificate) hold for uv, too.
+export UV_DEFAULT_INDEX ?= $(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null)
+ifeq ($(strip $(UV_DEFAULT_INDEX)),)
+unexport UV_DEFAULT_INDEX
+endif
+
+.PHONY: demo test lint lock install clean
+
+demo: install
+	$(BIN)/python -m launcher demo $(if $(DOCKER),--docker)
+
+test: install
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements/dev.txt requirements/uv.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 lacks venv: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements/dev.txt
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# One resolution for everything, so that what is tested together is what the images and the laptop run.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --no-annotate
+lock:
+	$(COMPILE) --extra train --extra serve --extra launcher --extra dev pyproject.toml requirements/torch.in -o requirements/dev.txt
+	$(COMPILE) requirements/torch.in -c requirements/dev.txt -o requirements/torch.txt
+	$(COMPILE) --extra train pyproject.toml requirements/torch.in -c requirements/dev.txt -o requirements/train.txt
+	$(COMPILE) --extra serve pyproject.toml requirements/torch.in -c requirements/dev.txt -o requirements/serve.txt
+	$(COMPILE) --extra launcher pyproject.toml -c requirements/dev.txt -o requirements/launcher.txt
+	$(COMPILE) requirements/uv.in -o requirements/uv.txt
+
+clean:
+	rm -rf $(VENV) .launcher

@@ -1,0 +1,1 @@
+"""What goes into the two images: the container side of SageMaker's contract."""

@@ -1,0 +1,206 @@
+"""The artifact's format: the one thing training and serving share.
+
+An artifact is a directory (the root of `model.tar.gz`) of two files: `model.safetensors`, the weights, and
+`model.json`, the signature that says which network they belong to and how an image becomes its input. Preparing an
+image is defined here, once, so that an endpoint answers exactly what the training job measured.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torchvision.transforms.v2 import functional as transforms
+
+WEIGHTS_FILE = "model.safetensors"
+SIGNATURE_FILE = "model.json"
+FORMAT = 1
+
+
+class ModelFormatError(Exception):
+    """The model directory does not hold an artifact this code can load."""
+
+
+@dataclass(frozen=True)
+class ModelSignature:
+    """What a caller and a server must know about the weights beside it."""
+
+    architecture: str
+    """`convnet`, or a torchvision classifier's name such as `resnet18`."""
+    classes: tuple[str, ...]
+    """Class names, in the order of the network's outputs."""
+    channels: int
+    """1 (grey) or 3 (RGB)."""
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    """Per channel, on the 0..1 scale."""
+    std: tuple[float, ...]
+    torch_version: str = ""
+    torchvision_version: str = ""
+    format: int = FORMAT
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of one image."""
+        return (self.channels, self.height, self.width)
+
+
+class ConvNet(nn.Module):
+    """A small classifier for tiny images (8 to 64 pixels), where a ResNet's first strides would leave one pixel."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *_conv_block(channels, 32), *_conv_block(32, 64), nn.MaxPool2d(2), *_conv_block(64, 128)
+        )
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.2), nn.Linear(128 * 4, num_classes)
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:  # [B, C, H, W] -> [B, num_classes]
+        return self.classifier(self.features(images))
+
+
+def _conv_block(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+
+def architectures() -> list[str]:
+    """Names `build_network` takes: `convnet` and every torchvision classifier."""
+    return ["convnet", *torchvision.models.list_models(module=torchvision.models)]
+
+
+def build_network(architecture: str, num_classes: int, image_shape: Sequence[int]) -> nn.Module:
+    """An untrained classifier.
+
+    Args:
+        architecture: one of `architectures()`.
+        num_classes: length of the output.
+        image_shape: [C, H, W] of one input image.
+
+    Raises:
+        ModelFormatError: no architecture of that name.
+    """
+    channels, height, _ = image_shape
+    if architecture == "convnet":
+        return ConvNet(channels, num_classes)
+    if architecture not in architectures():
+        raise ModelFormatError(f"unknown architecture {architecture!r}; use 'convnet' or a torchvision classifier")
+    extra: dict[str, object] = {}
+    if architecture.startswith("vit_"):
+        extra["image_size"] = height  # its position embedding has one entry per patch
+    if architecture in ("googlenet", "inception_v3"):
+        extra |= {"aux_logits": False, "init_weights": True}  # one output in training, as every other classifier has
+    network = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes, **extra)
+    if channels != 3:
+        _replace_first_convolution(network, channels)
+    return network
+
+
+def _replace_first_convolution(network: nn.Module, channels: int) -> None:
+    name, first = next((name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
+    parent = network.get_submodule(name.rpartition(".")[0])
+    replacement = nn.Conv2d(
+        channels,
+        first.out_channels,
+        first.kernel_size,  # type: ignore[arg-type]  # torch types these tuples as tuple[int, ...]
+        first.stride,  # type: ignore[arg-type]
+        first.padding,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
+    setattr(parent, name.rpartition(".")[2], replacement)
+
+
+def decode_image(encoded: bytes, channels: int) -> torch.Tensor:
+    """JPEG, PNG, GIF or WebP bytes as uint8 [C, H, W].
+
+    Raises:
+        RuntimeError: torchvision cannot decode the bytes.
+    """
+    mode = torchvision.io.ImageReadMode.GRAY if channels == 1 else torchvision.io.ImageReadMode.RGB
+    buffer = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+    return torchvision.io.decode_image(buffer, mode=mode, apply_exif_orientation=True)
+
+
+def resize_image(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """[..., C, H, W] of any dtype to the given size; untouched where it already has it."""
+    if image.shape[-2:] == (height, width):
+        return image
+    return transforms.resize(image, [height, width], antialias=True)
+
+
+def normalize(images: torch.Tensor, signature: ModelSignature) -> torch.Tensor:
+    """Pixel values as the network's input.
+
+    Args:
+        images: uint8 or float [B, C, H, W], 0..255.
+        signature: whose mean and std apply.
+
+    Returns:
+        float32 [B, C, H, W] on the images' device.
+    """
+    mean = torch.tensor(signature.mean, device=images.device).view(-1, 1, 1) * 255.0
+    std = torch.tensor(signature.std, device=images.device).view(-1, 1, 1) * 255.0
+    return (images.float() - mean) / std
+
+
+def save_model(directory: Path, network: nn.Module, signature: ModelSignature) -> None:
+    """Write the artifact; a crash in between leaves what stood there before, never half a file.
+
+    Args:
+        directory: created when missing.
+        network: the bare module (no DDP or compile wrapper); moved to nothing, read as it is.
+        signature: written last, so that a directory with a signature is complete.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    temporary = directory / f".{WEIGHTS_FILE}.{os.getpid()}"
+    save_file(weights, temporary, metadata={"format": "pt"})
+    temporary.replace(directory / WEIGHTS_FILE)
+    stamped = asdict(signature) | {"torch_version": torch.__version__, "torchvision_version": torchvision.__version__}
+    temporary = directory / f".{SIGNATURE_FILE}.{os.getpid()}"
+    temporary.write_text(json.dumps(stamped, indent=1))
+    temporary.replace(directory / SIGNATURE_FILE)
+
+
+def read_signature(directory: Path) -> ModelSignature:
+    """The signature of the artifact in `directory`.
+
+    Raises:
+        ModelFormatError: there is none, or it is not of this format.
+    """
+    path = directory / SIGNATURE_FILE
+    if not path.is_file():
+        raise ModelFormatError(f"{path} is missing: not an artifact of the built-in program")
+    try:
+        fields = json.loads(path.read_text())
+        if fields["format"] != FORMAT:
+            raise ModelFormatError(f"{path} has format {fields['format']!r}, this image reads format {FORMAT}")
+        lists = {name: tuple(fields[name]) for name in ("classes", "mean", "std")}
+        return ModelSignature(**(fields | lists))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelFormatError(f"{path} is not a model signature: {type(error).__name__}: {error}") from error
+
+
+def load_model(directory: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, ModelSignature]:
+    """The network of the artifact in `directory`, in eval mode on `device`, and its signature.
+
+    Raises:
+        ModelFormatError: a file is missing or damaged, or the weights do not fit the signature.
+    """
+    signature = read_signature(directory)
+    network = build_network(signature.architecture, len(signature.classes), signature.image_shape)
+    path = directory / WEIGHTS_FILE
+    try:
+        network.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise ModelFormatError(f"{path} is missing beside {SIGNATURE_FILE}") from None
+    except Exception as error:  # safetensors' and torch's own errors share no base class
+        raise ModelFormatError(f"{path} does not fit its signature: {type(error).__name__}: {error}") from error
+    return network.to(device).eval(), signature

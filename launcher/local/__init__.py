@@ -1,0 +1,1 @@
+"""The local SageMaker: an HTTP API in front, containers or processes behind."""

@@ -1,0 +1,94 @@
+"""Lays out `/opt/ml` for one host of a job, as SageMaker does. Tests build their trees with it, too."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from container.contract import DEFAULT_NETWORK_INTERFACE, OptMl
+
+HOMOGENEOUS_GROUP = "homogeneousCluster"
+
+
+def write_training_input(
+    opt_ml: OptMl,
+    request: Mapping[str, Any],
+    current_host: str,
+    hosts: Sequence[str],
+    network_interface: str = DEFAULT_NETWORK_INTERFACE,
+) -> None:
+    """Write the three configuration files of `input/config` and create the directories the service creates.
+
+    Args:
+        opt_ml: the host's own tree.
+        request: a CreateTrainingJob body; read are HyperParameters, InputDataConfig, AlgorithmSpecification,
+            ResourceConfig and CheckpointConfig.
+        current_host: one of `hosts`.
+        hosts: every host of the job.
+        network_interface: what `network_interface_name` says.
+    """
+    for directory in (opt_ml.config, opt_ml.data, opt_ml.model, opt_ml.output_data):
+        directory.mkdir(parents=True, exist_ok=True)
+    if "CheckpointConfig" in request:
+        opt_ml.checkpoints.mkdir(parents=True, exist_ok=True)
+    for channel in request.get("InputDataConfig", []):
+        opt_ml.channel(channel["ChannelName"]).mkdir(parents=True, exist_ok=True)
+    _write(opt_ml.hyperparameters, request.get("HyperParameters", {}))
+    _write(opt_ml.input_data_config, input_data_config(request))
+    _write(opt_ml.resource_config, resource_config(request, current_host, hosts, network_interface))
+
+
+def input_data_config(request: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The content of inputdataconfig.json: no S3 location is shown to the container."""
+    job_mode = request.get("AlgorithmSpecification", {}).get("TrainingInputMode", "File")
+    channels = {}
+    for channel in request.get("InputDataConfig", []):
+        source = channel.get("DataSource", {}).get("S3DataSource", {})
+        mode = channel.get("InputMode", job_mode)
+        entry = {
+            "TrainingInputMode": "File" if mode == "FastFile" else mode,  # what the current guide says is written
+            "S3DistributionType": source.get("S3DataDistributionType", "FullyReplicated"),
+            "RecordWrapperType": channel.get("RecordWrapperType", "None"),
+        }
+        if "ContentType" in channel:
+            entry["ContentType"] = channel["ContentType"]
+        channels[channel["ChannelName"]] = entry
+    return channels
+
+
+def resource_config(
+    request: Mapping[str, Any], current_host: str, hosts: Sequence[str], network_interface: str
+) -> dict[str, Any]:
+    """The content of resourceconfig.json; a job without instance groups is one group, `homogeneousCluster`."""
+    resources = request.get("ResourceConfig", {})
+    groups = resources.get("InstanceGroups") or [
+        {
+            "InstanceGroupName": HOMOGENEOUS_GROUP,
+            "InstanceType": resources.get("InstanceType", "ml.m5.large"),
+            "InstanceCount": len(hosts),
+        }
+    ]
+    described, rest = [], list(hosts)
+    for group in groups:
+        count = group["InstanceCount"]
+        described.append(
+            {
+                "instance_group_name": group["InstanceGroupName"],
+                "instance_type": group["InstanceType"],
+                "hosts": rest[:count],
+            }
+        )
+        rest = rest[count:]
+    current = next(group for group in described if current_host in group["hosts"])
+    return {
+        "current_host": current_host,
+        "current_instance_type": current["instance_type"],
+        "current_group_name": current["instance_group_name"],
+        "hosts": list(hosts),
+        "instance_groups": described,
+        "network_interface_name": network_interface,
+    }
+
+
+def _write(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value))

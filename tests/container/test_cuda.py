@@ -1,0 +1,89 @@
+"""CUDA forward compatibility is decided from files, so every case can be laid out without a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from container.cuda import forward_compatible_environment, host_driver_version
+
+DRIVER = (
+    "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {version}  Sun Mar  3 03:33:33 UTC 2026\nGCC version: 13.3.0\n"
+)
+OPEN_DRIVER = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release Build  (root@host)\n"
+
+
+@pytest.fixture
+def compat_dir(tmp_path: Path) -> Path:
+    directory = tmp_path / "compat"
+    directory.mkdir()
+    (directory / "libcuda.so.580.65.06").touch()
+    (directory / "libcuda.so.1").symlink_to("libcuda.so.580.65.06")
+    return directory
+
+
+@pytest.fixture
+def host(tmp_path: Path):
+    def write(version: str, template: str = DRIVER) -> Path:
+        path = tmp_path / "version"
+        path.write_text(template.format(version=version))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("version", ["470.256.02", "535.54.03", "580.65.05"])
+def test_c8_an_older_driver_gets_the_compat_directory_first(compat_dir, host, version):
+    environ = forward_compatible_environment({"LD_LIBRARY_PATH": "/usr/local/nvidia/lib"}, compat_dir, host(version))
+    assert environ == {"LD_LIBRARY_PATH": f"{compat_dir}:/usr/local/nvidia/lib"}
+
+
+@pytest.mark.parametrize("version", ["580.65.06", "580.105.08", "590.1"])
+def test_c9_an_equal_or_newer_driver_gets_no_compat_directory(compat_dir, host, version):
+    assert forward_compatible_environment({}, compat_dir, host(version)) is None
+
+
+def test_c9_a_compat_directory_that_the_image_forced_is_taken_out(compat_dir, host):
+    environ = forward_compatible_environment({"LD_LIBRARY_PATH": f"{compat_dir}:/lib"}, compat_dir, host("590.1"))
+    assert environ == {"LD_LIBRARY_PATH": "/lib"}
+
+
+def test_c10_a_machine_without_driver_stays_as_it_is(compat_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert forward_compatible_environment({}, compat_dir, tmp_path / "absent") is None
+
+
+def test_an_image_without_compat_libraries_stays_as_it_is(tmp_path, host):
+    assert forward_compatible_environment({}, tmp_path / "absent", host("470.256.02")) is None
+
+
+def test_a_version_file_that_names_no_version_counts_as_unknown(compat_dir, host):
+    assert forward_compatible_environment({}, compat_dir, host("unknown")) is None
+
+
+def test_the_open_kernel_module_states_its_version_too(host):
+    assert host_driver_version(host("580.65.06", OPEN_DRIVER)) == (580, 65, 6)
+
+
+def test_where_the_version_file_is_missing_nvidia_smi_is_asked(tmp_path, monkeypatch):
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text("#!/bin/sh\necho 535.54.03\necho 535.54.03\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert host_driver_version(tmp_path / "absent") == (535, 54, 3)
+
+
+def test_c8_the_process_itself_starts_again_with_the_compat_directory(compat_dir, host, tmp_path):
+    program = (
+        "import sys; from pathlib import Path; import container.cuda as cuda; from container import __main__ as entry\n"
+        f"answer = lambda environ: cuda.forward_compatible_environment(environ, Path({str(compat_dir)!r}), "
+        f"Path({str(host('470.1'))!r}))\n"
+        "entry.forward_compatible_environment = answer\n"
+        "import os\n"
+        "os.execve = lambda path, argv, environ: (print(argv[1:], environ['LD_LIBRARY_PATH']), sys.exit(0))\n"
+        "entry.main(['train'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == f"['-m', 'container', 'train'] {compat_dir}"

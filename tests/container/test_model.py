@@ -1,0 +1,121 @@
+"""The artifact survives a round trip, and says what is wrong with one that is not its own."""
+
+import io
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from container.model import (
+    SIGNATURE_FILE,
+    WEIGHTS_FILE,
+    ModelFormatError,
+    ModelSignature,
+    build_network,
+    decode_image,
+    load_model,
+    normalize,
+    read_signature,
+    resize_image,
+    save_model,
+)
+
+SIGNATURE = ModelSignature("convnet", ("cat", "dog"), 1, 8, 8, (0.5,), (0.25,))
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    network = build_network("convnet", 2, SIGNATURE.image_shape)
+    save_model(tmp_path, network, SIGNATURE)
+    return tmp_path
+
+
+def test_a_loaded_model_answers_as_the_saved_one(tmp_path):
+    network = build_network("convnet", 2, SIGNATURE.image_shape).eval()
+    save_model(tmp_path, network, SIGNATURE)
+    loaded, signature = load_model(tmp_path)
+    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    assert signature.classes == ("cat", "dog")
+    assert not loaded.training
+    assert torch.equal(loaded(normalize(images, signature)), network(normalize(images, SIGNATURE)))
+
+
+def test_saving_again_replaces_the_artifact_and_leaves_nothing_else(artifact):
+    save_model(artifact, build_network("convnet", 2, SIGNATURE.image_shape), SIGNATURE)
+    assert sorted(path.name for path in artifact.iterdir()) == [SIGNATURE_FILE, WEIGHTS_FILE]
+
+
+def test_the_signature_names_the_torch_that_wrote_it(artifact):
+    assert read_signature(artifact).torch_version == torch.__version__
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "mobilenet_v3_small", "vit_b_16", "googlenet"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_torchvision_classifier_takes_grey_and_colour_images(architecture, channels):
+    network = build_network(architecture, 4, (channels, 32, 32)).eval()
+    assert network(torch.zeros(1, channels, 32, 32)).shape == (1, 4)
+
+
+def test_an_unknown_architecture_is_named():
+    with pytest.raises(ModelFormatError, match="unknown architecture 'resnot'"):
+        build_network("resnot", 2, (3, 32, 32))
+
+
+def test_a_directory_without_signature_is_no_artifact(tmp_path):
+    with pytest.raises(ModelFormatError, match=r"model\.json is missing"):
+        load_model(tmp_path)
+
+
+def test_a_signature_without_weights_is_refused(artifact):
+    (artifact / WEIGHTS_FILE).unlink()
+    with pytest.raises(ModelFormatError, match="missing beside model.json"):
+        load_model(artifact)
+
+
+def test_damaged_weights_are_refused(artifact):
+    (artifact / WEIGHTS_FILE).write_bytes(b"not weights")
+    with pytest.raises(ModelFormatError, match="does not fit its signature"):
+        load_model(artifact)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not a model signature"),
+        ("[]", "is not a model signature"),
+        ('{"format": 1}', "is not a model signature: KeyError: 'classes'"),
+        ('{"format": 99}', "has format 99, this image reads format 1"),
+    ],
+)
+def test_a_signature_that_is_not_ours_says_why(artifact, text, message):
+    (artifact / SIGNATURE_FILE).write_text(text)
+    with pytest.raises(ModelFormatError, match=message):
+        read_signature(artifact)
+
+
+def test_a_signature_with_an_unknown_field_is_refused(artifact):
+    fields = json.loads((artifact / SIGNATURE_FILE).read_text())
+    (artifact / SIGNATURE_FILE).write_text(json.dumps(fields | {"surprise": 1}))
+    with pytest.raises(ModelFormatError, match="surprise"):
+        read_signature(artifact)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_an_image_decodes_to_the_channels_asked_for(channels, mode):
+    encoded = io.BytesIO()
+    Image.new("RGBA", (5, 4), (255, 0, 0, 128)).save(encoded, "PNG")
+    image = decode_image(encoded.getvalue(), channels)
+    assert image.dtype == torch.uint8
+    assert image.shape == (channels, 4, 5)
+
+
+def test_bytes_that_are_no_image_are_an_error():
+    with pytest.raises(RuntimeError):
+        decode_image(b"not an image", 3)
+
+
+def test_an_image_of_the_right_size_is_not_touched():
+    image = torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8)
+    assert resize_image(image, 8, 8) is image
+    assert resize_image(image, 4, 6).shape == (1, 4, 6)

@@ -1,0 +1,202 @@
+"""The SageMaker SDK's own local mode runs our images: a judge of the contract that nobody here wrote.
+
+It lays out `/opt/ml` in AWS's idea of it, starts Docker Compose and talks to the containers. What it leaves behind is
+removed by label-free name: compose projects and containers of a temporary directory of this test.
+"""
+
+import io
+import json
+import shutil
+import socket
+import subprocess
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    # The SDK's log thread raises when compose is stopped, which is how it stops a server.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
+
+QUIET = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "local",
+        "AWS_SECRET_ACCESS_KEY": "local",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        patch.setenv(name, value)
+    import boto3
+    from sagemaker.core.local.local_session import LocalSession
+
+    session = LocalSession(
+        boto_session=boto3.Session(region_name="us-east-1"), default_bucket="none", sagemaker_config=QUIET
+    )
+    root = tmp_path_factory.mktemp("sdk")
+    session.config = {"local": {"container_root": str(root), "region_name": "us-east-1", "serving_port": _free_port()}}
+    yield session
+    patch.undo()
+    names = subprocess.run(
+        ["docker", "ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project.working_dir={root}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    if names:
+        subprocess.run(["docker", "rm", "--force", *names], capture_output=True, check=True)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def train(session, image: str, digits: Path, output: Path, hosts: int) -> dict:
+    output.mkdir(parents=True)
+    name = f"digits-{hosts}-hosts"
+    channels = [
+        {
+            "ChannelName": channel,
+            "DataSource": {
+                "FileDataSource": {
+                    "FileUri": f"file://{digits / channel}",
+                    "FileDataDistributionType": "FullyReplicated",
+                }
+            },
+        }
+        for channel in ("train", "test")
+    ]
+    session.sagemaker_client.create_training_job(
+        TrainingJobName=name,
+        AlgorithmSpecification={"TrainingImage": image, "TrainingInputMode": "File"},
+        InputDataConfig=channels,
+        OutputDataConfig={"S3OutputPath": f"file://{output}"},
+        ResourceConfig={"InstanceType": "local", "InstanceCount": hosts, "VolumeSizeInGB": 1},
+        HyperParameters={"epochs": "4", "batch_size": "64"},
+        Environment={},
+        StoppingCondition={"MaxRuntimeInSeconds": 600},
+        RoleArn="arn:aws:iam::123456789012:role/local",
+    )
+    return session.sagemaker_client.describe_training_job(TrainingJobName=name)
+
+
+@pytest.fixture(scope="module")
+def artifact(session, train_image, digits, tmp_path_factory) -> Path:
+    """`model.tar.gz` of a two-host job."""
+    described = train(session, train_image, digits, tmp_path_factory.mktemp("out") / "two", hosts=2)
+    assert described["TrainingJobStatus"] == "Completed"
+    return Path(described["ModelArtifacts"]["S3ModelArtifacts"].removeprefix("file://"))
+
+
+def test_c2_the_sdk_trains_on_one_host(session, train_image, digits, tmp_path):
+    described = train(session, train_image, digits, tmp_path / "one", hosts=1)
+    assert described["TrainingJobStatus"] == "Completed"
+    with tarfile.open(described["ModelArtifacts"]["S3ModelArtifacts"].removeprefix("file://")) as archive:
+        names = {member.name.removeprefix("./") for member in archive.getmembers() if member.isfile()}
+    assert names == {"model.safetensors", "model.json"}
+    with tarfile.open(tmp_path / "one" / "output.tar.gz") as archive:
+        report = json.load(archive.extractfile(_member(archive, "report.json")))
+    assert report["test:accuracy"] > 0.9
+
+
+def test_c41_the_sdk_trains_on_two_hosts(artifact):
+    with tarfile.open(artifact) as archive:
+        signature = json.load(archive.extractfile(_member(archive, "model.json")))
+    assert signature["classes"] == [str(digit) for digit in range(10)]
+    with tarfile.open(artifact.with_name("output.tar.gz")) as archive:
+        report = json.load(archive.extractfile(_member(archive, "report.json")))
+    assert report["world_size"] == 2
+    assert report["test:accuracy"] > 0.9
+
+
+def _member(archive: tarfile.TarFile, name: str) -> tarfile.TarInfo:
+    return next(member for member in archive.getmembers() if Path(member.name).name == name)
+
+
+def test_the_sdk_reports_our_failure_reason(session, train_image, tmp_path):
+    empty = tmp_path / "data"
+    (empty / "train").mkdir(parents=True)
+    with pytest.raises(RuntimeError):
+        train(session, train_image, empty, tmp_path / "out", hosts=1)
+    with tarfile.open(tmp_path / "out" / "output.tar.gz") as archive:
+        reason = archive.extractfile(_member(archive, "failure")).read().decode()
+    assert "train" in reason
+    assert len(reason.encode()) <= 1024
+
+
+@pytest.fixture(scope="module")
+def model(session, serve_image, artifact) -> str:
+    session.sagemaker_client.create_model(
+        ModelName="digits",
+        PrimaryContainer={"Image": serve_image, "ModelDataUrl": f"file://{artifact}", "Environment": {}},
+    )
+    return "digits"
+
+
+def test_c3_the_sdk_deploys_and_invokes_an_endpoint(session, model, digits):
+    client = session.sagemaker_client
+    variant = {"VariantName": "AllTraffic", "ModelName": model, "InstanceType": "local", "InitialInstanceCount": 1}
+    client.create_endpoint_config(EndpointConfigName="digits", ProductionVariants=[variant])
+    client.create_endpoint(EndpointName="digits", EndpointConfigName="digits")
+    try:
+        assert client.describe_endpoint(EndpointName="digits")["EndpointStatus"] == "InService"
+        image = next((digits / "test" / "7").glob("*.png"))
+        invoke = session.sagemaker_runtime_client.invoke_endpoint
+        from_png = json.loads(
+            invoke(EndpointName="digits", Body=image.read_bytes(), ContentType="image/png", Accept="application/json")[
+                "Body"
+            ].read()
+        )
+        pixels = np.asarray(Image.open(io.BytesIO(image.read_bytes()))).tolist()
+        from_json = json.loads(
+            invoke(
+                EndpointName="digits",
+                Body=json.dumps({"instances": [pixels]}),
+                ContentType="application/json",
+                Accept="application/json",
+            )["Body"].read()
+        )
+        assert from_png["predictions"][0]["label"] == "7"
+        assert from_json["predictions"][0]["probabilities"] == pytest.approx(
+            from_png["predictions"][0]["probabilities"], abs=1e-5
+        )
+    finally:
+        client.delete_endpoint(EndpointName="digits")
+
+
+def test_c133_the_sdk_runs_a_batch_transform(session, model, digits, tmp_path):
+    files = sorted((digits / "test").glob("*/*.png"))[:20]
+    rows = [np.asarray(Image.open(path)).reshape(-1).tolist() for path in files]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "rows.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    (tmp_path / "out").mkdir()
+    session.config["local"]["serving_port"] = _free_port()
+    session.sagemaker_client.create_transform_job(
+        TransformJobName="digits",
+        ModelName=model,
+        BatchStrategy="MultiRecord",
+        MaxPayloadInMB=1,
+        TransformInput={
+            "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"file://{tmp_path / 'in'}"}},
+            "ContentType": "text/csv",
+            "SplitType": "Line",
+        },
+        TransformOutput={"S3OutputPath": f"file://{tmp_path / 'out'}", "Accept": "text/csv", "AssembleWith": "Line"},
+        TransformResources={"InstanceType": "local", "InstanceCount": 1},
+    )
+    output = (tmp_path / "out" / "rows.csv.out").read_text()
+    lines = output.splitlines()
+    assert len(lines) == len(files)
+    assert all(len(line.split(",")) == 12 for line in lines)  # label, score, ten probabilities

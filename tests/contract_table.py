@@ -1,4 +1,4 @@
-"""Which checked statements of SageMaker's contract have tests: `python tests/contract_table.py` rewrites docs/contract.md.
+"""Which statements of SageMaker's contract have tests: `python tests/contract_table.py` rewrites docs/contract.md.
 
 A test that proves statement C13 carries `c13` in its name. The statements themselves stand in docs/contract.md.
 """

@@ -1,0 +1,145 @@
+"""The serving image under plain `docker run`, in the places SageMaker puts it: read-only, non-root, side by side."""
+
+import json
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+from container.model import ModelSignature, build_network, save_model
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("model")
+    signature = ModelSignature("convnet", ("cat", "dog"), 1, 8, 8, (0.5,), (0.5,))
+    save_model(directory, build_network("convnet", 2, signature.image_shape), signature)
+    return directory
+
+
+def port_of(docker, container: str, port: int = 8080) -> int:
+    return int(docker("port", container, str(port)).stdout.splitlines()[0].rpartition(":")[2])
+
+
+def wait_until_healthy(docker, container: str, port: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            pass
+        running = json.loads(docker("inspect", container).stdout)[0]["State"]["Running"]
+        assert running, docker("logs", container).stdout[-2000:] + docker("logs", container).stderr[-2000:]
+        time.sleep(0.3)
+    raise AssertionError(docker("logs", container).stderr[-2000:])
+
+
+def invoke(port: int) -> dict:
+    body = json.dumps({"instances": [[[0] * 8] * 8]}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations", data=body, headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read())
+
+
+def test_c3_c82_c104_it_serves_a_read_only_model_directory(serve_image, docker, artifact):
+    container = docker(
+        "run", "--detach", "--publish=127.0.0.1::8080", f"--volume={artifact}:/opt/ml/model:ro", serve_image, "serve"
+    ).stdout.strip()
+    port = port_of(docker, container)
+    wait_until_healthy(docker, container, port)
+    assert invoke(port)["predictions"][0]["label"] in ("cat", "dog")
+    started = time.monotonic()
+    docker("stop", "--time", "30", container)
+    assert time.monotonic() - started < 30
+    assert json.loads(docker("inspect", container).stdout)[0]["State"]["ExitCode"] == 0
+
+
+def test_c142_it_serves_as_another_user_on_a_read_only_root_without_shared_memory(serve_image, docker, artifact):
+    container = docker(
+        "run",
+        "--detach",
+        "--publish=127.0.0.1::8080",
+        "--user=10001:10001",
+        "--read-only",
+        "--tmpfs=/tmp",
+        "--ipc=none",
+        "--cap-drop=ALL",
+        f"--volume={artifact}:/opt/ml/model:ro",
+        serve_image,
+        "serve",
+    ).stdout.strip()
+    port = port_of(docker, container)
+    wait_until_healthy(docker, container, port)
+    assert len(invoke(port)["predictions"]) == 1
+
+
+def test_c83_c128_two_copies_serve_in_one_network_namespace(serve_image, docker, artifact):
+    common = (f"--volume={artifact}:/opt/ml/model:ro",)
+    first = docker(
+        "run",
+        "--detach",
+        "--publish=127.0.0.1::9191",
+        "--publish=127.0.0.1::9192",
+        "--env=SAGEMAKER_BIND_TO_PORT=9191",
+        "--env=SAGEMAKER_SAFE_PORT_RANGE=10000-10009",
+        *common,
+        serve_image,
+        "serve",
+    ).stdout.strip()
+    second = docker(
+        "run",
+        "--detach",
+        f"--network=container:{first}",
+        "--env=SAGEMAKER_BIND_TO_PORT=9192",
+        "--env=SAGEMAKER_SAFE_PORT_RANGE=10010-10019",
+        *common,
+        serve_image,
+        "serve",
+    ).stdout.strip()
+    ports = [port_of(docker, first, 9191), port_of(docker, first, 9192)]
+    for container, port in zip((first, second), ports, strict=True):
+        wait_until_healthy(docker, container, port)
+    assert all(len(invoke(port)["predictions"]) == 1 for port in ports)
+    listening = docker("exec", first, "cat", "/proc/net/tcp", "/proc/net/tcp6").stdout.splitlines()
+    bound = {int(line.split()[1].rpartition(":")[2], 16) for line in listening if " 0A " in line}
+    assert bound == {9191, 9192}
+
+
+def test_c88_a_broken_model_ends_the_container_with_one_line_that_says_why(serve_image, docker, tmp_path):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "inference.py").write_text(
+        "def model_fn(model_dir):\n    raise OSError('weights.bin is gone')\n"
+    )
+    started = time.monotonic()
+    done = docker("run", f"--volume={tmp_path}:/opt/ml/model:ro", serve_image, "serve", check=False, timeout=60)
+    assert done.returncode not in (0, None)
+    assert time.monotonic() - started < 30
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "weights.bin is gone" in line]
+    assert any("inference.py:2" in line for line in lines), done.stdout + done.stderr
+
+
+def test_the_container_answers_errors_of_the_caller_with_4xx(serve_image, docker, artifact):
+    container = docker(
+        "run", "--detach", "--publish=127.0.0.1::8080", f"--volume={artifact}:/opt/ml/model:ro", serve_image, "serve"
+    ).stdout.strip()
+    port = port_of(docker, container)
+    wait_until_healthy(docker, container, port)
+    statuses = {}
+    for content_type, body in {"application/json": b"{", "application/pdf": b"x", "image/png": b"x"}.items():
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", data=body, headers={"Content-Type": content_type}
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+        statuses[content_type] = refused.value.code
+    assert statuses == {"application/json": 400, "application/pdf": 415, "image/png": 400}

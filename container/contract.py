@@ -50,6 +50,11 @@ class OptMl:
         return self.config / "inputdataconfig.json"
 
     @property
+    def checkpoint_config(self) -> Path:
+        """Present only with CheckpointConfig; its LocalPath says where checkpoints go when not `checkpoints`."""
+        return self.config / "checkpointconfig.json"
+
+    @property
     def resource_config(self) -> Path:
         return self.config / "resourceconfig.json"
 
@@ -139,6 +144,15 @@ DEFAULT_INVOCATIONS_ACCEPT = "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"
 MASTER_ADDR = "SLIPWAY_MASTER_ADDR"  # overrides the first host: several "hosts" as processes on one machine
 MASTER_PORT_VARIABLE = "SLIPWAY_MASTER_PORT"
 MAX_RUNTIME_SECONDS = "SLIPWAY_MAX_RUNTIME_SECONDS"  # StoppingCondition.MaxRuntimeInSeconds, which SageMaker hides
+PEER_TIMEOUT_SECONDS_VARIABLE = "SLIPWAY_PEER_TIMEOUT_SECONDS"  # how long a training host waits for the others
+RUNTIME_DIR_VARIABLE = "SLIPWAY_RUNTIME_DIR"  # where a host's launcher and its ranks meet: pids, errors, stop request
+SM_PREFIX = "SM_"  # of the variables that user scripts read; the toolkits derive them from /opt/ml, and so do we
+
+
+def sm_variable(name: str) -> str:
+    """`model_dir` -> `SM_MODEL_DIR`: upper case, nothing else replaced, as sagemaker-training spells them."""
+    return SM_PREFIX + name.upper()
+
 
 SECRET_NAME = re.compile(r"secret|password|passwd|key|token|credential", re.IGNORECASE)
 
@@ -149,6 +163,9 @@ TUNING_OBJECTIVE_METRIC = "_tuning_objective_metric"
 RESERVED_NAMES = frozenset({TUNING_OBJECTIVE_METRIC, "default_user_module_name"})
 PROGRAM_HYPERPARAMETER = "sagemaker_program"
 SUBMIT_DIRECTORY_HYPERPARAMETER = "sagemaker_submit_directory"
+LOG_LEVEL_HYPERPARAMETER = "sagemaker_container_log_level"
+DISTRIBUTION_GROUPS_HYPERPARAMETER = "sagemaker_distribution_instance_groups"
+SOURCE_TARBALL = "sourcedir.tar.gz"  # how SDK v2 packs a user's code, also as the one file of a `code` channel
 
 
 def decode_hyperparameter(value: str) -> Any:
@@ -222,6 +239,8 @@ TRAINING_STOP_SECONDS = 120  # SIGTERM to SIGKILL: StopTrainingJob, MaxRuntimeIn
 SERVING_STOP_SECONDS = 30
 HYPERPARAMETER_LIMITS = {"count": 100, "name": 256, "value": 2500}
 FIRST_HOST = "algo-1"
+HOMOGENEOUS_GROUP = "homogeneousCluster"  # the one instance group of a job that names none
+PEER_TIMEOUT_SECONDS = 900  # what AWS's own images wait for the other hosts' names
 
 
 def truncate_utf8(text: str, limit_bytes: int) -> str:

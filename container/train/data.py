@@ -1,0 +1,202 @@
+"""Image folders as uint8 tensors, and an order of samples that depends on seed and epoch, never on the rank."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from container.model import ModelSignature, decode_image, resize_image
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".webp"})
+MEMORY_BYTES = 512 * 1024**2  # decoded images up to this are kept by every rank; beyond it they are decoded per step
+SAMPLE = 500  # images looked at to decide size, channels and normalisation
+TINY_PIXELS = 64  # below, the small network, and no mirroring: a mirrored digit is another sign
+LARGEST_NATIVE_PIXELS = 256
+DEFAULT_PIXELS = 224  # what torchvision's classifiers were designed for
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""uint8 [B, C, H, W], int64 [B] labels, int64 [B] sample indices."""
+
+
+class DataError(Exception):
+    """A channel does not hold what the built-in program trains on."""
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images of one channel: `<class>/<file>`, in a fixed order."""
+
+    root: Path
+    files: tuple[str, ...]
+    """Relative to `root`, sorted."""
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of each file."""
+        return [name.split("/", 1)[0] for name in self.files]
+
+
+def scan_folder(root: Path) -> ImageFolder:
+    """The images below `root`; other files, hidden files and files outside of a class folder are left out."""
+    files = [
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    ]
+    return ImageFolder(root, tuple(sorted(name for name in files if "/" in name)))
+
+
+def describe_images(folder: ImageFolder, classes: Sequence[str], architecture: str, image_size: int) -> ModelSignature:
+    """Decide input size, channels, normalisation and network from a sample of the images.
+
+    Args:
+        folder: has at least one image.
+        classes: in the order of the network's outputs.
+        architecture: "" to choose by size.
+        image_size: 0 to choose by the images.
+    """
+    step = max(1, len(folder.files) // SAMPLE)
+    paths = [folder.root / name for name in folder.files[::step]]
+    decoded = [torchvision.io.decode_image(str(path), mode="UNCHANGED") for path in paths]
+    channels = 1 if all(image.shape[0] <= 2 for image in decoded) else 3  # the second of two is transparency
+    sizes = Counter(tuple(image.shape[-2:]) for image in decoded)
+    height, width = next(iter(sizes))
+    if image_size:
+        height = width = image_size
+    elif len(sizes) > 1 or max(height, width) > LARGEST_NATIVE_PIXELS:
+        height = width = DEFAULT_PIXELS
+    pixels = torch.stack([resize_image(decode_image(path.read_bytes(), channels), height, width) for path in paths])
+    scaled = pixels.double() / 255
+    return ModelSignature(
+        architecture=architecture or ("convnet" if max(height, width) <= TINY_PIXELS else "resnet18"),
+        classes=tuple(classes),
+        channels=channels,
+        height=height,
+        width=width,
+        mean=tuple(round(value, 6) for value in scaled.mean((0, 2, 3)).tolist()),
+        std=tuple(round(max(value, 1e-3), 6) for value in scaled.std((0, 2, 3)).tolist()),
+    )
+
+
+class ImageData(Dataset[Batch]):
+    """A channel's images with labels; in memory when they are few, else decoded when asked for."""
+
+    def __init__(self, folder: ImageFolder, signature: ModelSignature, num_workers: int) -> None:
+        """Args: num_workers: decoding threads at the start, or DataLoader processes per rank.
+
+        Raises:
+            DataError: a class that the training channel does not have.
+        """
+        unknown = set(folder.class_names) - set(signature.classes)
+        if unknown:
+            raise DataError(f"{folder.root} has classes that channel 'train' lacks: {', '.join(sorted(unknown)[:10])}")
+        self.folder, self.signature, self.num_workers = folder, signature, num_workers
+        self.labels = torch.tensor([signature.classes.index(name) for name in folder.class_names], dtype=torch.int64)
+        self.images: torch.Tensor | None = None  # uint8 [N, C, H, W]
+        if len(folder.files) * math.prod(signature.image_shape) <= MEMORY_BYTES and folder.files:
+            with ThreadPoolExecutor(max(1, num_workers)) as pool:
+                self.images = torch.stack(list(pool.map(self.read_image, range(len(folder.files)))))
+
+    def __len__(self) -> int:
+        return len(self.folder.files)
+
+    def read_image(self, index: int) -> torch.Tensor:  # uint8 [C, H, W]
+        path = self.folder.root / self.folder.files[index]
+        try:
+            image = decode_image(path.read_bytes(), self.signature.channels)
+        except RuntimeError as error:
+            raise DataError(f"{path} is not an image that can be decoded: {error}") from error
+        return resize_image(image, self.signature.height, self.signature.width)
+
+    def __getitem__(self, indices: torch.Tensor) -> Batch:  # type: ignore[override]  # a whole batch at once
+        if self.images is not None:
+            return self.images[indices], self.labels[indices], indices
+        return torch.stack([self.read_image(int(i)) for i in indices]), self.labels[indices], indices
+
+    def batches(self, indices: list[torch.Tensor]) -> Iterator[Batch]:
+        """The batches of these sample indices, in this order."""
+        if self.images is not None:
+            return (self[chosen] for chosen in indices)
+        loader = DataLoader(
+            self,
+            sampler=indices,  # type: ignore[arg-type]  # each "sample" is a batch's indices
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=2 if self.num_workers else None,
+        )
+        return iter(loader)
+
+
+def training_batches(
+    samples: int, batch_size: int, seed: int, epoch: int, share: tuple[int, int]
+) -> list[torch.Tensor]:
+    """The sample indices of every step of one epoch for one rank.
+
+    All ranks together see the same batches whatever their number: an epoch is one permutation by seed and epoch, cut
+    into global batches, each dealt out to the ranks in turn. An incomplete last batch is left to the next epoch.
+
+    Args:
+        samples: in the channel.
+        batch_size: over all ranks.
+        share: this rank, and how many there are.
+
+    Returns:
+        int64 [batch_size / ranks] per step; shares differ by at most one.
+    """
+    generator = torch.Generator().manual_seed(_mix(seed, epoch))
+    order = torch.randperm(samples, generator=generator)
+    rank, ranks = share
+    steps = samples // batch_size
+    return [order[step * batch_size : (step + 1) * batch_size][rank::ranks] for step in range(steps)]
+
+
+def epoch_draws(samples: int, seed: int, epoch: int) -> torch.Tensor:
+    """float32 [samples, 6] uniform in 0..1: the randomness of each sample's augmentation in this epoch, on any rank."""
+    generator = torch.Generator().manual_seed(_mix(seed, epoch) ^ 0x5EED)
+    return torch.rand(samples, 6, generator=generator)
+
+
+def _mix(seed: int, epoch: int) -> int:
+    return (seed * 1_000_003 + epoch * 7_919 + 12_345) % 2**62
+
+
+def augment(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Shift, turn and zoom each image a little; above 64 pixels zoom in more, and mirror half of them.
+
+    Args:
+        images: normalised float [B, C, H, W]; what comes in from outside is 0, the mean.
+        draws: float [B, 6], uniform in 0..1, on the same device.
+
+    Returns:
+        float [B, C, H, W].
+    """
+    tiny = max(images.shape[-2:]) <= TINY_PIXELS
+    centred = draws * 2 - 1  # [B, 6] in -1..1
+    angle = centred[:, 0] * math.radians(12)
+    zoom = 1 + centred[:, 1] * 0.12 if tiny else 1 - draws[:, 1] * 0.45  # below 1 is a cut-out
+    stretch = 1 + centred[:, 2] * 0.08
+    reach = torch.full_like(zoom, 0.12) if tiny else 1 - zoom
+    mirror = torch.ones_like(zoom) if tiny else torch.where(draws[:, 5] < 0.5, -1.0, 1.0)
+    cosine, sine = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    rows = [
+        cosine * mirror,
+        -sine * stretch,
+        centred[:, 3] * reach,
+        sine * mirror,
+        cosine * stretch,
+        centred[:, 4] * reach,
+    ]
+    affine = torch.stack(rows, dim=1).view(-1, 2, 3)  # [B, 2, 3]
+    grid = functional.affine_grid(affine, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid.to(images.dtype), align_corners=False)

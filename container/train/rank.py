@@ -1,0 +1,117 @@
+"""What torchrun starts for every rank: runs the program and, should it fail, records why.
+
+`python -m container.train.rank KIND NAME ARGS...`, KIND being script, package or builtin. The program needs nothing of
+ours for it: its own exception is recorded with time, place and full trace, so that the first one to fail can be told.
+"""
+
+import faulthandler
+import io
+import os
+import runpy
+import signal
+import sys
+import threading
+import traceback
+from typing import BinaryIO
+
+from container import contract
+from container.train import failure
+from container.train.runtime import Runtime
+
+EXIT_SECONDS = 20.0  # for a failed rank's atexit handlers and threads; then it is ended, so that the job can end
+STOPPED = 128 + signal.SIGTERM
+
+
+def main(argv: list[str]) -> int:
+    """Run the program as `__main__`; its exit status.
+
+    Args:
+        argv: KIND, NAME and the program's own arguments.
+    """
+    kind, name, *arguments = argv
+    runtime = Runtime.from_env()
+    assert runtime is not None  # the launcher sets it
+    _prepare_process(runtime)
+    if runtime.stop_requested:
+        return STOPPED
+    try:
+        _run_program(kind, name, arguments)
+    except SystemExit as error:
+        if error.code in (None, 0):
+            runtime.mark_done(int(os.environ["LOCAL_RANK"]))
+            return 0
+        return _fail(runtime, error)
+    except BaseException as error:  # KeyboardInterrupt, too, is a reason worth telling
+        return _fail(runtime, error)
+    runtime.mark_done(int(os.environ["LOCAL_RANK"]))
+    return 0
+
+
+def _prepare_process(runtime: Runtime) -> None:
+    # An ignored SIGTERM would be inherited through exec; a script must be stoppable without doing anything for it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    runtime.register_rank(int(os.environ["LOCAL_RANK"]))
+    faulthandler.enable()
+    prefix = f"[{_host()} rank {os.environ['RANK']}] " if int(os.environ["WORLD_SIZE"]) > 1 else ""
+    sys.stdout = LineStream(sys.stdout.buffer, prefix)
+    sys.stderr = LineStream(sys.stderr.buffer, prefix)
+
+
+class LineStream(io.TextIOWrapper):
+    """A text stream that writes whole lines in one system call each, so that the lines of many ranks never mix.
+
+    With several ranks each line starts with host and rank. A progress bar's carriage returns become line ends.
+    """
+
+    def __init__(self, buffer: BinaryIO, prefix: str) -> None:
+        super().__init__(buffer, encoding="utf-8", errors="backslashreplace", line_buffering=True, write_through=True)
+        self._prefix = prefix
+        self._pending = ""
+        self._lock = threading.Lock()
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            *lines, self._pending = (self._pending + text.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
+            for line in lines:
+                super().write(f"{self._prefix}{line}\n")
+                self.buffer.flush()
+        return len(text)
+
+    def close(self) -> None:
+        if self._pending:
+            self.write("\n")
+        super().close()
+
+
+def _run_program(kind: str, name: str, arguments: list[str]) -> None:
+    sys.argv = [name, *arguments]
+    if kind == "builtin":
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+        return
+    sys.path.insert(0, os.getcwd())
+    if kind == "package":
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    else:
+        script = os.path.abspath(name)
+        sys.path[0] = os.path.dirname(script)  # what `python script.py` does
+        runpy.run_path(script, run_name="__main__")
+
+
+def _host() -> str:
+    return os.environ[contract.sm_variable("current_host")]
+
+
+def _fail(runtime: Runtime, error: BaseException) -> int:
+    record = failure.from_exception(error, int(os.environ["RANK"]), _host(), os.getcwd())
+    failure.record(runtime.directory, record)
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    deadline = threading.Timer(EXIT_SECONDS, os._exit, (record.exit_code,))
+    deadline.daemon = True
+    deadline.start()
+    return record.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

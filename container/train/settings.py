@@ -1,0 +1,82 @@
+"""The built-in program's hyperparameters: typed, with defaults, and an error that names the nearest one."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class HyperparameterError(Exception):
+    """A hyperparameter the built-in program does not know, or whose value it cannot use."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a job may set. Empty, 0 or -1 where the data decides."""
+
+    model: str = ""
+    """`convnet` or a torchvision classifier; by default `convnet` up to 64 pixels, else `resnet18`."""
+    epochs: int = 30
+    batch_size: int = 64
+    """Images per optimizer step over all ranks together."""
+    learning_rate: float = 0.0
+    """Peak, after warm-up; by default 0.003 for a batch of 64, in proportion to the batch."""
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.05
+    warmup_epochs: float = 1.0
+    seed: int = 0
+    image_size: int = 0
+    """Height and width; by default the images' own when they agree and are at most 256 pixels, else 224."""
+    augment: bool = True
+    """Small random shifts, turns and zooms; above 64 pixels mirror images, too."""
+    amp: bool = True
+    """Automatic mixed precision, on GPUs."""
+    num_workers: int = -1
+    """Decoding processes per rank for data too large for memory; by default the rank's share of the cores."""
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise HyperparameterError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("learning_rate", "weight_decay", "warmup_epochs", "image_size"):
+            if getattr(self, name) < 0:
+                raise HyperparameterError(f"{name}={getattr(self, name)} must not be negative")
+
+    @classmethod
+    def from_hyperparameters(cls, hyperparameters: Mapping[str, Any]) -> "Settings":
+        """Settings from decoded hyperparameters; `-` and `_` in names are alike.
+
+        Raises:
+            HyperparameterError: an unknown name, or a value of another type or out of range.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        values = {}
+        for given, value in hyperparameters.items():
+            name = given.replace("-", "_")
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=1)
+                suggestion = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(fields)}"
+                raise HyperparameterError(f"unknown hyperparameter {given!r}; {suggestion}")
+            values[name] = _convert(name, value, type(fields[name].default))
+        return cls(**values)
+
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def _convert(name: str, value: Any, kind: type) -> Any:
+    """JSON gives 3 for "3", but the tuner quotes: "\\"3\\"" arrives as the string 3."""
+    try:
+        if kind is bool:
+            return _BOOLEANS[str(value).lower()]
+        number = kind(value)
+        if kind is int and float(value) != number:
+            raise ValueError
+    except (ValueError, TypeError, KeyError, OverflowError):
+        raise HyperparameterError(f"{name}={value!r} is not {_ARTICLES[kind]}") from None
+    return number
+
+
+_ARTICLES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}

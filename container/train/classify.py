@@ -215,6 +215,7 @@ def load_data(
 
 
 def local_world_size() -> int:
+    """Ranks on this host."""
     return int(os.environ["LOCAL_WORLD_SIZE"])
 
 
@@ -488,7 +489,8 @@ def finish(job: Job) -> None:
     with job.phases.measure("export"):
         save_model(job.environment.opt_ml.model, job.network, job.signature)
         load_model(job.environment.opt_ml.model)  # raises where the artifact cannot be served
-        write_report(job, report)
+        plot(job, report)
+    write_report(job, report)
     for name, seconds in job.phases.seconds.items():
         logger.info("phase %s: %.2f s", name, seconds)
 
@@ -523,8 +525,8 @@ def write_predictions(job: Job, rows: list[tuple[str, int, list[float]]]) -> Non
             writer.writerow([name, classes[label], predicted, *(f"{score:.7g}" for score in scores)])
 
 
-def write_report(job: Job, report: dict[str, Any]) -> None:
-    """report.json and the plots; matplotlib is loaded only now, when nothing waits for it any more."""
+def plot(job: Job, report: dict[str, Any]) -> None:
+    """The plots; matplotlib is loaded only now, when nothing waits for it any more."""
     from container.train import plots
 
     directory = job.environment.opt_ml.output_data
@@ -533,10 +535,14 @@ def write_report(job: Job, report: dict[str, Any]) -> None:
         plots.plot_confusion_matrix(
             directory / "confusion_matrix.png", report["confusion_matrix"], job.signature.classes
         )
+
+
+def write_report(job: Job, report: dict[str, Any]) -> None:
+    """report.json: what the job measured, for programs to read."""
     epochs = [entry["train:samples_per_second"] for entry in job.metrics.history if "train:samples_per_second" in entry]
     report["samples_per_second"] = sum(epochs) / max(1, len(epochs))
     report["phases"] = {"checkpoint": 0.0, "first_step": 0.0, **job.phases.seconds}
-    (directory / "report.json").write_text(json.dumps(report, indent=1))
+    (job.environment.opt_ml.output_data / "report.json").write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ class ImageData(Dataset[Batch]):
             raise DataError(f"{path} is not an image that can be decoded: {error}") from error
         return resize_image(image, self.signature.height, self.signature.width)
 
-    def __getitem__(self, indices: torch.Tensor) -> Batch:  # type: ignore[override]  # a whole batch at once
+    def __getitem__(self, indices: torch.Tensor) -> Batch:  # a whole batch at once
         if self.images is not None:
             return self.images[indices], self.labels[indices], indices
         return torch.stack([self.read_image(int(i)) for i in indices]), self.labels[indices], indices
@@ -129,7 +129,7 @@ class ImageData(Dataset[Batch]):
             return (self[chosen] for chosen in indices)
         loader = DataLoader(
             self,
-            sampler=indices,  # type: ignore[arg-type]  # each "sample" is a batch's indices
+            sampler=indices,  # each "sample" is a batch's indices
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -149,6 +149,8 @@ def training_batches(
     Args:
         samples: in the channel.
         batch_size: over all ranks.
+        seed: of the job.
+        epoch: from 0.
         share: this rank, and how many there are.
 
     Returns:

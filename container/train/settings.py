@@ -17,7 +17,7 @@ class Settings:
 
     model: str = ""
     """`convnet` or a torchvision classifier; by default `convnet` up to 64 pixels, else `resnet18`."""
-    epochs: int = 30
+    epochs: int = 15
     batch_size: int = 64
     """Images per optimizer step over all ranks together."""
     learning_rate: float = 0.0
@@ -67,7 +67,7 @@ _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "
 
 
 def _convert(name: str, value: Any, kind: type) -> Any:
-    """JSON gives 3 for "3", but the tuner quotes: "\\"3\\"" arrives as the string 3."""
+    """The value as its field's type; numbers may arrive as strings, since SDK v2's tuner quotes twice."""
     try:
         if kind is bool:
             return _BOOLEANS[str(value).lower()]

@@ -1,0 +1,183 @@
+"""What a request must satisfy beyond its shape: the service's own rules, and what the local SageMaker lacks."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from container import contract
+from launcher.local.buckets import BucketError, parse_s3_uri
+from launcher.local.errors import ValidationException
+from launcher.local.inputs import source_objects
+from launcher.local.platform import Platform
+from launcher.local.serving import container_definitions
+
+
+def check_training_job(platform: Platform, request: Mapping[str, Any]) -> None:
+    """Refuse a CreateTrainingJob that the service would refuse, or that cannot run here.
+
+    Raises:
+        ValidationException: what is wrong, which value, and what to do.
+    """
+    algorithm = request["AlgorithmSpecification"]
+    if "TrainingImage" not in algorithm:
+        raise ValidationException(
+            "AlgorithmName is not in the local SageMaker; set AlgorithmSpecification.TrainingImage"
+        )
+    for definition in algorithm.get("MetricDefinitions", []):
+        _check_regex(definition)
+    resources = request["ResourceConfig"]
+    if "InstanceGroups" not in resources and "InstanceType" not in resources:
+        raise ValidationException("ResourceConfig needs InstanceType and InstanceCount, or InstanceGroups")
+    _check_spot(request)
+    for channel in request.get("InputDataConfig", []):
+        _check_channel(platform, channel, algorithm["TrainingInputMode"])
+    _check_bucket(platform, request["OutputDataConfig"]["S3OutputPath"])
+    if "CheckpointConfig" in request:
+        _check_checkpoints(platform, request["CheckpointConfig"])
+
+
+def _check_regex(definition: Mapping[str, str]) -> None:
+    try:
+        re.compile(definition["Regex"])
+    except re.error as error:
+        raise ValidationException(
+            f"MetricDefinition {definition['Name']!r}: invalid regular expression {definition['Regex']!r}: {error}"
+        ) from error
+
+
+def _check_spot(request: Mapping[str, Any]) -> None:
+    stopping = request.get("StoppingCondition", {})
+    wait, runtime = stopping.get("MaxWaitTimeInSeconds"), stopping.get("MaxRuntimeInSeconds", 86400)
+    is_spot = request.get("EnableManagedSpotTraining", False)
+    if is_spot and wait is None:
+        raise ValidationException("MaxWaitTimeInSeconds must be present when EnableManagedSpotTraining is true")
+    if not is_spot and wait is not None:
+        raise ValidationException("MaxWaitTimeInSeconds is only for EnableManagedSpotTraining")
+    if wait is not None and wait < runtime:
+        raise ValidationException(
+            f"Invalid MaxWaitTimeInSeconds {wait}. It must be present and be greater than or equal to "
+            f"MaxRuntimeInSeconds {runtime}"
+        )
+
+
+def _check_channel(platform: Platform, channel: Mapping[str, Any], job_mode: str) -> None:
+    name = channel["ChannelName"]
+    source = channel["DataSource"].get("S3DataSource")
+    if source is None:
+        raise ValidationException(f"Channel {name}: the local SageMaker reads S3DataSource only, no file system")
+    mode = channel.get("InputMode", job_mode)
+    if mode == "Pipe" or source.get("S3DataType") not in ("S3Prefix", "ManifestFile"):
+        raise ValidationException(
+            f"Channel {name}: the local SageMaker has the input modes File and FastFile with S3Prefix or ManifestFile, "
+            f"not {mode} with {source.get('S3DataType')}"
+        )
+    check_input(platform, source)
+
+
+def check_input(platform: Platform, source: Mapping[str, Any]) -> None:
+    """Refuse a source without objects, in the service's words.
+
+    Raises:
+        ValidationException: no such bucket, or nothing below the prefix.
+    """
+    try:
+        found = bool(source_objects(platform.buckets, source))
+    except BucketError:
+        found = False
+    if not found:
+        raise ValidationException(
+            f'No S3 objects found under S3 URL "{source["S3Uri"]}" given in input data source. Please ensure that the '
+            f"bucket exists in the selected region ({platform.region}), and that objects exist under that S3 prefix."
+        )
+
+
+def _check_bucket(platform: Platform, uri: str) -> None:
+    try:
+        bucket, _ = parse_s3_uri(uri)
+    except BucketError as error:
+        raise ValidationException(str(error)) from error
+    if not platform.buckets.exists(bucket):
+        raise ValidationException(f"The S3 bucket of {uri} does not exist in region {platform.region}; create it first")
+
+
+def _check_checkpoints(platform: Platform, config: Mapping[str, str]) -> None:
+    _check_bucket(platform, config["S3Uri"])
+    path = PurePosixPath(config.get("LocalPath") or contract.BASE_DIR / "checkpoints")
+    if contract.BASE_DIR not in path.parents and PurePosixPath(contract.BASE_DIR) not in path.parents:
+        raise ValidationException(
+            f"CheckpointConfig.LocalPath={str(path)!r} lies outside {contract.BASE_DIR}, which is all that the local "
+            f"SageMaker shares with a container; use {contract.BASE_DIR / 'checkpoints'}"
+        )
+
+
+def check_transform_job(platform: Platform, request: Mapping[str, Any]) -> None:
+    """Refuse a CreateTransformJob that the service would refuse, or that cannot run here.
+
+    Raises:
+        ValidationException: what is wrong, which value, and what to do.
+    """
+    source = request["TransformInput"]["DataSource"]["S3DataSource"]
+    if source["S3DataType"] not in ("S3Prefix", "ManifestFile"):
+        raise ValidationException(f"S3DataType {source['S3DataType']} is not for batch transform")
+    payload, concurrent = request.get("MaxPayloadInMB", 0), request.get("MaxConcurrentTransforms", 0)
+    if payload * concurrent > 100:
+        raise ValidationException(
+            f"MaxConcurrentTransforms * MaxPayloadInMB must not exceed 100; "
+            f"{concurrent} * {payload} = {concurrent * payload}"
+        )
+    check_input(platform, source)
+    _check_bucket(platform, request["TransformOutput"]["S3OutputPath"])
+
+
+def check_model(platform: Platform, request: Mapping[str, Any]) -> None:
+    """Refuse a CreateModel without containers, or whose data are not there.
+
+    Raises:
+        ValidationException: what is wrong, which value, and what to do.
+    """
+    if ("PrimaryContainer" in request) == bool(request.get("Containers")):
+        raise ValidationException("You must provide either PrimaryContainer or Containers, and not both.")
+    definitions = container_definitions(request)
+    named = [definition for definition in definitions if "ContainerHostname" in definition]
+    if len(definitions) > 1 and named and len(named) != len(definitions):
+        raise ValidationException("ContainerHostname must be given for all containers or for none.")
+    for definition in definitions:
+        if "Image" not in definition:
+            raise ValidationException("The local SageMaker needs ContainerDefinition.Image; it has no model packages")
+        for uri in _data_uris(definition):
+            _check_model_data(platform, uri)
+
+
+def _data_uris(definition: Mapping[str, Any]) -> Iterator[str]:
+    if "ModelDataUrl" in definition:
+        yield definition["ModelDataUrl"]
+    if "S3DataSource" in definition.get("ModelDataSource", {}):
+        yield definition["ModelDataSource"]["S3DataSource"]["S3Uri"]
+
+
+def _check_model_data(platform: Platform, uri: str) -> None:
+    try:
+        bucket, key = parse_s3_uri(uri)
+        found = platform.buckets.keys(bucket, key)
+    except BucketError:
+        found = []
+    if not found and not uri.endswith("/"):
+        raise ValidationException(f"Could not find model data at {uri}.")
+
+
+def check_endpoint_config(request: Mapping[str, Any]) -> None:
+    """Refuse an endpoint configuration whose variants cannot be told apart or have no model.
+
+    Raises:
+        ValidationException: what is wrong, which value, and what to do.
+    """
+    names = [variant["VariantName"] for variant in request["ProductionVariants"]]
+    if len(set(names)) != len(names):
+        raise ValidationException(f"Production variant names must be unique: {', '.join(names)}")
+    for variant in request["ProductionVariants"]:
+        if "ModelName" not in variant:
+            raise ValidationException(
+                f"Production variant {variant['VariantName']}: the local SageMaker needs ModelName; "
+                "it has no inference components"
+            )

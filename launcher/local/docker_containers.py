@@ -1,0 +1,200 @@
+"""Starting a container with a Docker engine, the way the service does it."""
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+import docker.models.containers
+import docker.types
+import requests
+
+from container.contract import BASE_DIR, BIND_TO_PORT, DEFAULT_PORT
+from launcher.local.containers import LAST_LINES, ContainerSpec, ContainerStartError
+from launcher.local.logs import LineSplitter
+
+HOME_LABEL = "slipway.home"
+START_SECONDS = 120  # per call to the engine; an engine under load is slow
+
+
+class DockerRuntime:
+    """Runs the image itself: one container per host, one network per job, `/opt/ml` bind-mounted."""
+
+    name = "docker"
+
+    def __init__(self, home: Path) -> None:
+        self._client = docker.from_env(timeout=START_SECONDS)
+        self._labels = {HOME_LABEL: str(home)}
+        self._lock = threading.Lock()
+        bridge = self._client.networks.get("bridge").attrs["IPAM"]["Config"]
+        self.listen_hosts = ("127.0.0.1", *(config["Gateway"] for config in bridge if "Gateway" in config))
+        self._has_gpus = "nvidia" in self._client.info().get("Runtimes", {})
+
+    def start(self, spec: ContainerSpec, write_line: Callable[[str], None]) -> "DockerContainer":
+        port = spec.port or DEFAULT_PORT
+        options: dict[str, Any] = {
+            "command": list(spec.command),
+            "environment": dict(spec.environment) | ({BIND_TO_PORT: str(port)} if port != DEFAULT_PORT else {}),
+            "labels": self._labels,
+            "mounts": self._mounts(spec),
+            "name": spec.name,
+            "shm_size": "1g",
+            "extra_hosts": {"host.docker.internal": "host-gateway"},
+        }
+        if spec.argument == "serve":
+            options["ports"] = {f"{port}/tcp": ("127.0.0.1", None)}
+        if spec.entrypoint:
+            options["entrypoint"] = list(spec.entrypoint)
+        if self._has_gpus:
+            options["device_requests"] = [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])]
+        try:
+            self._ensure_network(spec)
+            options["network"] = spec.network
+            options["networking_config"] = {spec.network: self._client.api.create_endpoint_config(aliases=[spec.alias])}
+            container = self._client.containers.create(spec.image, **options)
+        except docker.errors.ImageNotFound as error:
+            raise ContainerStartError(
+                f"Cannot find the requested image {spec.image}. Please ensure that it exists in this Docker engine: "
+                "build it, or pull it"
+            ) from error
+        except docker.errors.APIError as error:
+            raise ContainerStartError(str(error.explanation or error)) from error
+        return _started(DockerContainer(spec, container, port, write_line))
+
+    def _mounts(self, spec: ContainerSpec) -> list[docker.types.Mount]:
+        mounts = [docker.types.Mount(str(BASE_DIR), str(spec.opt_ml.base), type="bind")]
+        for path in spec.read_only:
+            target = BASE_DIR / path.relative_to(spec.opt_ml.base)
+            mounts.append(docker.types.Mount(str(target), str(path), type="bind", read_only=True))
+        return mounts
+
+    def _ensure_network(self, spec: ContainerSpec) -> None:
+        with self._lock:
+            if not self._client.networks.list(names=[f"^{spec.network}$"]):
+                self._client.networks.create(spec.network, internal=spec.isolated, labels=self._labels)
+
+    def remove_network(self, network: str) -> None:
+        for found in self._client.networks.list(names=[f"^{network}$"]):
+            with contextlib.suppress(docker.errors.APIError):
+                found.remove()
+
+    def remove_leftovers(self) -> None:
+        label: dict[str, Any] = {"label": f"{HOME_LABEL}={self._labels[HOME_LABEL]}"}
+        for container in self._client.containers.list(all=True, filters=label):
+            with contextlib.suppress(docker.errors.APIError):
+                container.remove(force=True)
+        for network in self._client.networks.list(filters=label):
+            with contextlib.suppress(docker.errors.APIError):
+                network.remove()
+
+    def reclaim(self, directory: Path, image: str) -> None:
+        """Hand root's files back to this user, with the image's own `chown`."""
+        if os.getuid() == 0:
+            return
+        with contextlib.suppress(docker.errors.APIError, docker.errors.ContainerError):
+            self._client.containers.run(
+                image,
+                ["-R", f"{os.getuid()}:{os.getgid()}", "/reclaim"],
+                entrypoint=["chown"],
+                mounts=[docker.types.Mount("/reclaim", str(directory), type="bind")],
+                labels=self._labels,
+                network_mode="none",
+                user="0",
+                remove=True,
+            )
+
+
+def _started(container: "DockerContainer") -> "DockerContainer":
+    try:
+        container.start()
+    except docker.errors.APIError as error:
+        container.remove()
+        raise ContainerStartError(str(error.explanation or error)) from error
+    return container
+
+
+class DockerContainer:
+    """One container of the engine; it is removed when it has ended."""
+
+    def __init__(
+        self,
+        spec: ContainerSpec,
+        container: docker.models.containers.Container,
+        port: int,
+        write_line: Callable[[str], None],
+    ) -> None:
+        self.spec = spec
+        self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.address = ("127.0.0.1", 0)
+        self._container = container
+        self._port = port
+        self._write_line = write_line
+        self._exit_code = 0
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """Start it and follow its log.
+
+        Raises:
+            docker.errors.APIError: the engine refuses, for instance because there is no such executable.
+        """
+        self._container.start()
+        self._container.reload()
+        published = self._container.attrs["NetworkSettings"]["Ports"].get(f"{self._port}/tcp")
+        if published:
+            self.address = ("127.0.0.1", int(published[0]["HostPort"]))
+        else:  # an internal network publishes nothing, but this machine is on its bridge
+            networks = self._container.attrs["NetworkSettings"]["Networks"]
+            self.address = (networks[self.spec.network]["IPAddress"], self._port)
+        threading.Thread(target=self._follow, name=f"log {self.spec.name}", daemon=True).start()
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._exit_code if self._ended.is_set() else None
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self._ended.wait(timeout)
+        return self.exit_code
+
+    def stop(self, grace_seconds: float) -> int:
+        self._signal("SIGTERM")
+        if not self._ended.wait(grace_seconds):
+            self._signal("SIGKILL")
+            self._ended.wait()
+        return self._exit_code
+
+    def remove(self) -> None:
+        with contextlib.suppress(docker.errors.APIError):
+            self._container.remove(force=True)
+
+    def _signal(self, name: str) -> None:
+        with contextlib.suppress(docker.errors.APIError):  # it has ended meanwhile
+            self._container.kill(name)
+
+    def _follow(self) -> None:
+        def keep(line: str) -> None:
+            self.last_lines.append(line)
+            self._write_line(line)
+
+        splitter = LineSplitter(keep)
+        with contextlib.suppress(docker.errors.APIError, requests.RequestException):
+            for data in self._container.logs(stream=True, follow=True):
+                splitter.feed(data)
+        splitter.close()
+        self._exit_code = self._wait_for_exit_code()
+        self.remove()
+        self._ended.set()
+
+    def _wait_for_exit_code(self) -> int:
+        while True:
+            try:
+                return int(self._container.wait(timeout=START_SECONDS)["StatusCode"])
+            except docker.errors.APIError:
+                return 137  # somebody removed the container under us
+            except requests.RequestException:
+                continue  # still running: the engine had nothing to say for so long

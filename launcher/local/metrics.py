@@ -1,0 +1,60 @@
+"""MetricDefinitions over log lines: final values, and the points that go to CloudWatch."""
+
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from moto.backends import get_backend
+
+from launcher.local.buckets import ACCOUNT
+
+NAMESPACE = "/aws/sagemaker/TrainingJobs"
+
+
+class MetricScanner:
+    """Finds the metrics of one job in the lines of all its hosts."""
+
+    def __init__(self, definitions: Sequence[Mapping[str, str]], job_name: str, region: str) -> None:
+        self._patterns = [(definition["Name"], re.compile(definition["Regex"])) for definition in definitions]
+        self._final: dict[str, tuple[float, float]] = {}
+        self._lock = threading.Lock()
+        self._job_name = job_name
+        self._cloudwatch = get_backend("cloudwatch")[ACCOUNT][region]
+
+    def scan(self, line: str) -> None:
+        for name, pattern in self._patterns:
+            match = pattern.search(line)
+            value = _number(match.group(1)) if match and pattern.groups else None
+            if value is not None:
+                self._keep(name, value)
+
+    def final(self) -> list[dict[str, Any]]:
+        """FinalMetricDataList."""
+        with self._lock:
+            return [
+                {"MetricName": name, "Value": value, "Timestamp": seconds}
+                for name, (value, seconds) in self._final.items()
+            ]
+
+    def _keep(self, name: str, value: float) -> None:
+        now = time.time()
+        with self._lock:
+            self._final[name] = (value, now)
+            datum = {
+                "MetricName": name,
+                "Value": value,
+                "Timestamp": datetime.fromtimestamp(now, UTC),
+                "Dimensions": [{"Name": "TrainingJobName", "Value": self._job_name}],
+            }
+            self._cloudwatch.put_metric_data(NAMESPACE, [datum])
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if value - value == 0 else None  # NaN and infinity are no values of CloudWatch

@@ -1,0 +1,284 @@
+"""The SageMaker API: JSON 1.1 in, the operations over the store and the platform, JSON 1.1 out."""
+
+import base64
+import binascii
+import json
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from launcher.local.checks import (
+    check_endpoint_config,
+    check_model,
+    check_training_job,
+    check_transform_job,
+)
+from launcher.local.endpoints import Endpoints
+from launcher.local.errors import (
+    ResourceInUse,
+    ResourceNotFound,
+    SerializationException,
+    ServiceError,
+    UnknownOperation,
+    ValidationException,
+)
+from launcher.local.platform import JobQueue, Platform
+from launcher.local.service_model import serialize, service_model, validate_request
+from launcher.local.store import (
+    ENDPOINT,
+    ENDPOINT_CONFIG,
+    KINDS,
+    MODEL,
+    TRAINING_JOB,
+    TRANSFORM_JOB,
+    Document,
+    Kind,
+)
+from launcher.local.training import TrainingJob, next_transitions
+from launcher.local.transform import TransformJob
+
+TARGET_PREFIX = "SageMaker."
+DEFAULT_PAGE = 10  # "The default value is 10"
+JOBS = (TRAINING_JOB, TRANSFORM_JOB)
+SORT_MEMBERS = {"CreationTime": "CreationTime", "LastModifiedTime": "LastModifiedTime"}
+
+
+class SageMakerApi:
+    """Every operation of the control plane that the local SageMaker has."""
+
+    def __init__(self, platform: Platform, queue: JobQueue, endpoints: Endpoints) -> None:
+        self._platform = platform
+        self._store = platform.store
+        self._queue = queue
+        self._endpoints = endpoints
+        self._model = service_model("sagemaker")
+        self._operations: dict[str, Callable[[Document], Document]] = {
+            "CreateTrainingJob": self._create_training_job,
+            "CreateTransformJob": self._create_transform_job,
+            "CreateModel": self._create_model,
+            "CreateEndpointConfig": self._create_endpoint_config,
+            "CreateEndpoint": self._create_endpoint,
+            "UpdateEndpoint": self._update_endpoint,
+            "UpdateEndpointWeightsAndCapacities": self._update_weights,
+            "DeleteEndpoint": self._delete_endpoint,
+            "AddTags": self._add_tags,
+            "ListTags": self._list_tags,
+            "DeleteTags": self._delete_tags,
+        }
+        for kind in KINDS:
+            self._operations[f"Describe{kind.resource}"] = partial(self._describe, kind)
+            self._operations[f"List{kind.resource}s"] = partial(self._list, kind)
+            self._operations.setdefault(f"Delete{kind.resource}", partial(self._delete, kind))
+        for kind in JOBS:
+            self._operations[f"Stop{kind.resource}"] = partial(self._stop, kind)
+
+    def answer(self, operation_name: str, body: bytes) -> Document:
+        """The response of one operation.
+
+        Raises:
+            ServiceError: what the client shall see.
+        """
+        operation = self._operations.get(operation_name)
+        if operation is None:
+            raise UnknownOperation(
+                f"The local SageMaker has no operation {operation_name}; it has {', '.join(sorted(self._operations))}"
+            )
+        try:
+            request = json.loads(body or b"{}")
+        except ValueError as error:
+            raise SerializationException(f"The body of {operation_name} is no JSON: {error}") from error
+        modeled = self._model.operation_model(operation_name)
+        if modeled.input_shape is not None:
+            validate_request(modeled.input_shape, request)
+        return serialize(modeled.output_shape, operation(request))
+
+    # --- create -----------------------------------------------------------------------------------------------------
+
+    def _create(self, kind: Kind, request: Document, status: str = "") -> Document:
+        now = time.time()
+        arn = self._platform.arn(kind, request[kind.name])
+        document = {**request, kind.arn: arn, "CreationTime": now, "LastModifiedTime": now}
+        if kind.status:
+            document[kind.status] = status
+        self._store.create(kind, document, lambda taken: self._taken(kind, taken))
+        return {kind.arn: arn}
+
+    def _taken(self, kind: Kind, taken: Document) -> ServiceError:
+        if kind in JOBS:
+            return ResourceInUse(
+                "Job name must be unique within an AWS account and region, and a "
+                f"{kind.words} with this name already exists ({taken[kind.arn]})"
+            )
+        return ValidationException(f'Cannot create already existing {kind.words} "{taken[kind.arn]}".')
+
+    def _create_training_job(self, request: Document) -> Document:
+        check_training_job(self._platform, request)
+        transitions = next_transitions([], "Starting", time.time())
+        extra = {"SecondaryStatus": "Starting", "SecondaryStatusTransitions": transitions}
+        answer = self._create(TRAINING_JOB, request | extra, "InProgress")
+        self._queue.submit(answer["TrainingJobArn"], TrainingJob(self._platform, request).run)
+        return answer
+
+    def _create_transform_job(self, request: Document) -> Document:
+        self._existing(MODEL, request["ModelName"])
+        check_transform_job(self._platform, request)
+        answer = self._create(TRANSFORM_JOB, request, "InProgress")
+        self._store.update(TRANSFORM_JOB, request["TransformJobName"], TransformStartTime=time.time())
+        self._queue.submit(answer["TransformJobArn"], TransformJob(self._platform, request).run)
+        return answer
+
+    def _create_model(self, request: Document) -> Document:
+        check_model(self._platform, request)
+        return self._create(MODEL, request)
+
+    def _create_endpoint_config(self, request: Document) -> Document:
+        for variant in request["ProductionVariants"] + request.get("ShadowProductionVariants", []):
+            if "ModelName" in variant:
+                self._existing(MODEL, variant["ModelName"])
+        check_endpoint_config(request)
+        return self._create(ENDPOINT_CONFIG, request)
+
+    def _create_endpoint(self, request: Document) -> Document:
+        self._existing(ENDPOINT_CONFIG, request["EndpointConfigName"])
+        answer = self._create(ENDPOINT, request, "Creating")
+        self._endpoints.deploy(request["EndpointName"], request["EndpointConfigName"])
+        return answer
+
+    # --- change -----------------------------------------------------------------------------------------------------
+
+    def _update_endpoint(self, request: Document) -> Document:
+        self._existing(ENDPOINT_CONFIG, request["EndpointConfigName"])
+        document = self._endpoint_at_rest(request)
+        self._store.update(ENDPOINT, request["EndpointName"], EndpointStatus="Updating")
+        self._endpoints.deploy(request["EndpointName"], request["EndpointConfigName"])
+        return document
+
+    def _update_weights(self, request: Document) -> Document:
+        document = self._endpoint_at_rest(request)
+        known = {variant["VariantName"] for variant in document.get("ProductionVariants", [])}
+        for desired in request["DesiredWeightsAndCapacities"]:
+            if desired["VariantName"] not in known:
+                raise ValidationException(f'The variant name "{desired["VariantName"]}" does not exist.')
+        self._endpoints.set_weights(request["EndpointName"], request["DesiredWeightsAndCapacities"])
+        return document
+
+    def _endpoint_at_rest(self, request: Document) -> Document:
+        document = self._existing(ENDPOINT, request["EndpointName"])
+        if document["EndpointStatus"] not in ("InService", "Failed"):
+            raise ValidationException(f'Cannot update in-progress endpoint "{document["EndpointArn"]}".')
+        return document
+
+    def _stop(self, kind: Kind, request: Document) -> Document:
+        document = self._existing(kind, request[kind.name])
+        control = self._queue.control(document[kind.arn])
+        if document[kind.status] not in ("InProgress", "Stopping") or control is None:
+            raise ValidationException(
+                f"The request was rejected because the {kind.words} is in status {document[kind.status]}."
+            )
+        self._store.update(kind, request[kind.name], **{kind.status: "Stopping"})
+        control.stop()
+        return {}
+
+    # --- read -------------------------------------------------------------------------------------------------------
+
+    def _existing(self, kind: Kind, name: str) -> Document:
+        document = self._store.find(kind, name)
+        if document is None:
+            if kind in JOBS:
+                raise ValidationException(f"Requested resource not found. (no {kind.words} named {name})")
+            raise ValidationException(f'Could not find {kind.words} "{self._platform.arn(kind, name)}".')
+        return document
+
+    def _describe(self, kind: Kind, request: Document) -> Document:
+        return self._existing(kind, request[kind.name])
+
+    def _list(self, kind: Kind, request: Document) -> Document:
+        found = [document for document in self._store.all(kind) if is_listed(kind, document, request)]
+        if request.get("SortBy") == "Name":
+            found.sort(key=lambda document: document[kind.name])
+        elif request.get("SortBy") == "Status":
+            found.sort(key=lambda document: document[kind.status])
+        if request.get("SortOrder", "Descending") == "Descending":
+            found.reverse()
+        start = decode_token(request.get("NextToken"))
+        end = start + request.get("MaxResults", DEFAULT_PAGE)
+        answer: Document = {kind.list_member: found[start:end]}
+        if end < len(found):
+            answer["NextToken"] = base64.b64encode(str(end).encode()).decode()
+        return answer
+
+    # --- delete -----------------------------------------------------------------------------------------------------
+
+    def _delete(self, kind: Kind, request: Document) -> Document:
+        document = self._existing(kind, request[kind.name])
+        if kind in JOBS and document[kind.status] in ("InProgress", "Stopping"):
+            raise ResourceInUse(f"The {kind.words} {request[kind.name]} is {document[kind.status]}; stop it first.")
+        self._store.delete(kind, request[kind.name])
+        return {}
+
+    def _delete_endpoint(self, request: Document) -> Document:
+        document = self._existing(ENDPOINT, request["EndpointName"])
+        if document["EndpointStatus"] == "Deleting":
+            raise ValidationException(f'Cannot update in-progress endpoint "{document["EndpointArn"]}".')
+        self._store.update(ENDPOINT, request["EndpointName"], EndpointStatus="Deleting")
+        self._endpoints.delete(request["EndpointName"])
+        return {}
+
+    # --- tags -------------------------------------------------------------------------------------------------------
+
+    def _tagged(self, request: Document) -> tuple[Kind, Document]:
+        arn_type, _, name = request["ResourceArn"].rpartition(":")[2].partition("/")
+        kind = next((kind for kind in KINDS if kind.arn_type == arn_type), None)
+        document = self._store.find(kind, name) if kind else None
+        if kind is None or document is None:
+            raise ResourceNotFound(f"Could not find resource {request['ResourceArn']}")
+        return kind, document
+
+    def _add_tags(self, request: Document) -> Document:
+        kind, document = self._tagged(request)
+        tags = {tag["Key"]: tag["Value"] for tag in document.get("Tags", []) + request["Tags"]}
+        merged = [{"Key": key, "Value": value} for key, value in tags.items()]
+        if len(merged) > 50:
+            raise ValidationException(
+                f"A resource has at most 50 tags; {request['ResourceArn']} would have {len(merged)}"
+            )
+        self._store.update(kind, document[kind.name], Tags=merged)
+        return {"Tags": merged}
+
+    def _list_tags(self, request: Document) -> Document:
+        _, document = self._tagged(request)
+        return {"Tags": document.get("Tags", [])}
+
+    def _delete_tags(self, request: Document) -> Document:
+        kind, document = self._tagged(request)
+        left = [tag for tag in document.get("Tags", []) if tag["Key"] not in request["TagKeys"]]
+        self._store.update(kind, document[kind.name], Tags=left)
+        return {}
+
+
+def is_listed(kind: Kind, document: Mapping[str, Any], request: Mapping[str, Any]) -> bool:
+    """Whether a resource passes the filters of a List request."""
+    text, status = request.get("NameContains"), request.get("StatusEquals")
+    if text and text.lower() not in document[kind.name].lower():
+        return False
+    if status and document[kind.status] != status:
+        return False
+    for member, time_member in SORT_MEMBERS.items():
+        if document[time_member] < request.get(f"{member}After", float("-inf")):
+            return False
+        if document[time_member] > request.get(f"{member}Before", float("inf")):
+            return False
+    return True
+
+
+def decode_token(token: str | None) -> int:
+    """The offset that a NextToken stands for.
+
+    Raises:
+        ValidationException: not a token of ours.
+    """
+    try:
+        return int(base64.b64decode(token or base64.b64encode(b"0"), validate=True))
+    except (ValueError, binascii.Error) as error:
+        raise ValidationException("Invalid pagination token") from error

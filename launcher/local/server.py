@@ -1,0 +1,229 @@
+"""The server's process: `python -m launcher.local.server HOME`."""
+
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import unquote
+
+import waitress.server
+
+from launcher.local.buckets import Buckets
+from launcher.local.client import RUNTIME_VARIABLE, LocalServer
+from launcher.local.containers import ProcessRuntime, Runtime
+from launcher.local.endpoints import Endpoints
+from launcher.local.errors import ResourceNotFound
+from launcher.local.gateway import Gateway
+from launcher.local.logs import Logs
+from launcher.local.platform import JobQueue, Platform
+from launcher.local.runtime_api import RuntimeApi
+from launcher.local.sagemaker_api import SageMakerApi
+from launcher.local.store import TRAINING_JOB, TRANSFORM_JOB, Store
+from launcher.local.training import next_transitions
+
+logger = logging.getLogger(__name__)
+DEFAULT_REGION = "us-east-1"
+CONCURRENCY_VARIABLE = "SLIPWAY_LOCAL_JOBS"  # how many jobs run at once; the others wait
+DEFAULT_CONCURRENCY = 2
+THREADS = 64  # an invocation holds one for up to 60 s
+WAITRESS_SETTINGS: dict[str, Any] = {
+    "threads": THREADS,
+    "max_request_body_size": 2**40,
+    "channel_timeout": 3600,
+    "connection_limit": 1000,
+    "ident": None,
+}
+HOME_WATCH_SECONDS = 2.0
+DIED_REASON = "InternalServerError: the local SageMaker died while this job was running. Start the job again."
+
+
+def main() -> int:
+    """Serve until SIGTERM, SIGINT, or until the home directory is gone."""
+    home = Path(sys.argv[1]).resolve()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    alive = _hold_alive_lock(home)
+    region = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION") or DEFAULT_REGION
+    runtime = choose_runtime(home, os.environ.get(RUNTIME_VARIABLE, ""), os.environ.get("PYTHONPATH"))
+    server = LocalSageMaker(home, region, runtime, int(os.environ.get(CONCURRENCY_VARIABLE) or DEFAULT_CONCURRENCY))
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    server.start()
+    while not ended.wait(HOME_WATCH_SECONDS):
+        if not (home / "server.json").exists():
+            logger.warning("%s is gone: ending", home)
+            break
+    server.stop()
+    alive.close()
+    return 0
+
+
+def _hold_alive_lock(home: Path) -> IO[bytes]:
+    file = (home / "server.alive").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"Another local SageMaker runs in {home}")
+    return file
+
+
+def choose_runtime(home: Path, wanted: str, python_path: str | None) -> Runtime:
+    """Docker where an engine answers, else processes; `wanted` overrides.
+
+    Raises:
+        SystemExit: `wanted` is neither, or it is docker and no engine answers.
+    """
+    if wanted not in ("", "docker", "process"):
+        sys.exit(f"{RUNTIME_VARIABLE}={wanted!r} is neither 'docker' nor 'process'")
+    if wanted != "process":
+        import docker.errors  # takes 0.2 s, and processes do without
+
+        from launcher.local.docker_containers import DockerRuntime
+
+        try:
+            return DockerRuntime(home)
+        except docker.errors.DockerException as error:
+            if wanted == "docker":
+                sys.exit(f"{RUNTIME_VARIABLE}=docker, and no Docker engine answers: {error}")
+    return ProcessRuntime(home / "jobs", python_path)
+
+
+class LocalSageMaker:
+    """Every part of the server, put together."""
+
+    def __init__(self, home: Path, region: str, runtime: Runtime, concurrency: int) -> None:
+        self._home = home
+        listeners = bind(runtime.listen_hosts, last_port(home))
+        url = f"http://127.0.0.1:{listeners[0].getsockname()[1]}"
+        self.local = LocalServer(url, os.getpid(), home, runtime.name, region)
+        self.platform = Platform(
+            home=home,
+            region=region,
+            store=Store(home / "state"),
+            buckets=Buckets(home, region),
+            logs=Logs(home, region),
+            runtime=runtime,
+            aws_environment=container_environment(self.local),
+        )
+        self._queue = JobQueue(concurrency)
+        self._endpoints = Endpoints(self.platform)
+        gateway = Gateway(
+            SageMakerApi(self.platform, self._queue, self._endpoints),
+            RuntimeApi(self._endpoints, region),
+            self.platform.buckets,
+            self._admin,
+        )
+        self._server = waitress.server.create_server(gateway, sockets=listeners, **WAITRESS_SETTINGS)
+
+    def start(self) -> None:
+        """Bring back what an earlier server left, then listen."""
+        self.platform.runtime.remove_leftovers()
+        self.platform.buckets.restore()
+        self.platform.logs.restore()
+        self._fail_orphans()
+        self._endpoints.start()
+        threading.Thread(target=self._server.run, name="http", daemon=True).start()
+        state = {
+            "url": self.local.url,
+            "pid": self.local.pid,
+            "runtime": self.local.runtime,
+            "region": self.local.region,
+        }
+        temporary = self._home / "server.json.tmp"
+        temporary.write_text(json.dumps(state))
+        temporary.replace(self._home / "server.json")
+        logger.info("listening at %s, runtime %s", self.local.url, self.local.runtime)
+
+    def stop(self) -> None:
+        """End every job and every container."""
+        jobs = threading.Thread(target=self._queue.shut_down)
+        jobs.start()
+        self._endpoints.shut_down()
+        jobs.join()
+        self._server.close()
+
+    def _admin(self, method: str, path: str) -> object:
+        """`/_local/...`: what has no counterpart in AWS."""
+        action, _, argument = path.partition("/")
+        if (method, action) == ("GET", "health"):
+            return {"home": str(self._home), "runtime": self.local.runtime, "pid": self.local.pid}
+        if (method, action) == ("POST", "interrupt"):
+            name = unquote(argument)
+            control = self._queue.control(self.platform.arn(TRAINING_JOB, name))
+            if control is None:
+                raise ResourceNotFound(f"No training job {name!r} is running")
+            control.interrupt()
+            return {}
+        raise ResourceNotFound(f"{method} /_local/{path}: there is health (GET) and interrupt/<training job> (POST)")
+
+    def _fail_orphans(self) -> None:
+        """Give a true end to the jobs that ran when the last server died."""
+        now = time.time()
+        for kind in (TRAINING_JOB, TRANSFORM_JOB):
+            for document in self.platform.store.all(kind):
+                if document[kind.status] in ("InProgress", "Stopping"):
+                    members: dict[str, Any] = {kind.status: "Failed", "FailureReason": DIED_REASON}
+                    if kind is TRAINING_JOB:
+                        transitions = next_transitions(document["SecondaryStatusTransitions"], "Failed", now)
+                        members |= {
+                            "SecondaryStatus": "Failed",
+                            "SecondaryStatusTransitions": transitions,
+                            "TrainingEndTime": now,
+                        }
+                    else:
+                        members["TransformEndTime"] = now
+                    self.platform.store.update(kind, document[kind.name], **members)
+
+
+def container_environment(server: LocalServer) -> dict[str, str]:
+    """How a container reaches this server; from inside Docker, 127.0.0.1 is the container itself."""
+    environment = {name: value for name, value in server.environment().items() if value and "FILE" not in name}
+    if server.runtime == "docker":
+        environment["AWS_ENDPOINT_URL"] = server.url.replace("127.0.0.1", "host.docker.internal")
+    return environment
+
+
+def last_port(home: Path) -> int:
+    """The port of this home's last server, or 0."""
+    try:
+        return int(json.loads((home / "server.json").read_text())["url"].rpartition(":")[2])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def bind(hosts: Sequence[str], wanted_port: int) -> list[socket.socket]:
+    """One listening socket per address, all on one port: the wanted one, so that exported variables stay right, or any.
+
+    Raises:
+        OSError: the first address has no free port.
+    """
+    first, *others = hosts
+    listeners = [_listener(first, wanted_port) or _listener(first, 0)]
+    if listeners[0] is None:
+        raise OSError(f"no free port on {first}")
+    port = listeners[0].getsockname()[1]
+    listeners += [_listener(host, port) for host in others]  # a container that needs no AWS runs without them
+    return [listener for listener in listeners if listener is not None]
+
+
+def _listener(host: str, port: int) -> socket.socket | None:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        return None
+    return listener
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""The life of one training job: prepare, download, train, upload, and the true end."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from container import contract
+from container.contract import OptMl, truncate_utf8
+from launcher.local import artifacts
+from launcher.local.buckets import BucketError, parse_s3_uri
+from launcher.local.checkpoints import CheckpointSync
+from launcher.local.containers import TRAIN, Container, ContainerSpec, ContainerStartError, free_port
+from launcher.local.errors import JobFailed
+from launcher.local.inputs import download, shard, source_objects
+from launcher.local.logs import TRAINING_GROUP, LogStream
+from launcher.local.metrics import MetricScanner
+from launcher.local.opt_ml import write_training_input
+from launcher.local.platform import SHUTDOWN_REASON, JobControl, Platform, stop_all
+from launcher.local.store import TRAINING_JOB, Document
+
+POLL_SECONDS = 0.1
+PEER_GRACE_SECONDS = 5.0  # what the others get to end by themselves once one host has failed
+PEER_STOP_SECONDS = 20.0  # and then from SIGTERM to SIGKILL
+SHUTDOWN_STOP_SECONDS = 2.0
+STATUS_MESSAGES = {
+    "Starting": "Preparing the instances for training",
+    "Downloading": "Downloading input data",
+    "Training": "Training image download completed. Training in progress.",
+    "Uploading": "Uploading generated training model",
+    "Interrupted": "Managed spot training interrupted: the instance was reclaimed",
+    "Stopping": "Stopping the training job",
+    "Completed": "Training job completed",
+    "Failed": "Training job failed",
+    "Stopped": "Training job stopped",
+    "MaxRuntimeExceeded": "Training job runtime exceeded MaxRuntimeInSeconds provided",
+}
+
+
+def host_names(request: Mapping[str, Any]) -> list[str]:
+    """`algo-1` .. `algo-N` over all instances of the request."""
+    resources = request["ResourceConfig"]
+    groups = resources.get("InstanceGroups") or [{"InstanceCount": resources.get("InstanceCount", 1)}]
+    return [f"algo-{index}" for index in range(1, 1 + sum(group["InstanceCount"] for group in groups))]
+
+
+def job_environment(request: Mapping[str, Any], arn: str) -> dict[str, str]:
+    """What the platform itself sets, under the request's own variables."""
+    return {
+        contract.TRAINING_JOB_NAME: request["TrainingJobName"],
+        contract.TRAINING_JOB_ARN: arn,
+        contract.MAX_RUNTIME_SECONDS: str(max_runtime_seconds(request)),
+        **request.get("Environment", {}),
+    }
+
+
+def max_runtime_seconds(request: Mapping[str, Any]) -> int:
+    """StoppingCondition.MaxRuntimeInSeconds; "the default value is 1 day"."""
+    return int(request.get("StoppingCondition", {}).get("MaxRuntimeInSeconds", 86400))
+
+
+def failure_reason(failure_text: str, exit_code: int) -> str:
+    """FailureReason in the service's form; the text is cut so that the exit code stays."""
+    end = f", exit code: {exit_code}"
+    text = truncate_utf8(failure_text, contract.FAILURE_REASON_LIMIT - len("AlgorithmError: ") - len(end))
+    return f"AlgorithmError: {text}{end}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the containers of a job ended."""
+
+    secondary_status: str  # Completed, Failed, Stopped, MaxRuntimeExceeded, Interrupted
+    failed_host: str = ""
+    exit_code: int = 0
+
+
+class TrainingJob:
+    """Runs one job; `run` is called once, on a thread of the job queue."""
+
+    def __init__(self, platform: Platform, request: Document) -> None:
+        self._platform = platform
+        self._request = request
+        self._name = request["TrainingJobName"]
+        self._hosts = host_names(request)
+        self._directory = platform.jobs_directory / TRAINING_JOB.arn_type / self._name
+        self._trees = {host: OptMl(self._directory / host / "ml") for host in self._hosts}
+        self._network = f"slipway-{self._name}"
+        definitions = request["AlgorithmSpecification"].get("MetricDefinitions", [])
+        self._metrics = MetricScanner(definitions, self._name, platform.region)
+        self._master_port = free_port()
+        self._billable_seconds = 0.0
+
+    def run(self, control: JobControl) -> None:
+        try:
+            while not self._run_once(control):
+                pass
+        except (JobFailed, BucketError, ContainerStartError) as error:
+            self._end("Failed", "Failed", str(error) if isinstance(error, JobFailed) else f"ClientError: {error}")
+        except Exception as error:
+            self._end("Failed", "Failed", f"InternalServerError: {type(error).__name__}: {error}")
+            raise
+        finally:
+            self._platform.runtime.remove_network(self._network)
+            self._remove_trees()
+
+    def _run_once(self, control: JobControl) -> bool:
+        """One attempt; False after a spot interruption, which asks for the next one."""
+        if control.stop_requested:
+            self._end("Stopped", "Stopped")
+            return True
+        if control.shutdown_requested:
+            raise JobFailed(SHUTDOWN_REASON)
+        self._lay_out()
+        checkpoints = self._download()
+        outcome = self._train(control, checkpoints)
+        if outcome.secondary_status == "Interrupted":
+            control.interrupt_requested = False
+            self._remove_trees()
+            self._transition("Starting")
+            return False
+        self._finish(outcome)
+        return True
+
+    # --- before -----------------------------------------------------------------------------------------------------
+
+    def _lay_out(self) -> None:
+        interface = "lo" if self._platform.runtime.name == "process" else contract.DEFAULT_NETWORK_INTERFACE
+        for host, tree in self._trees.items():
+            write_training_input(tree, self._request, host, self._hosts, interface)
+
+    def _download(self) -> CheckpointSync | None:
+        self._transition("Downloading")
+        for channel in self._request.get("InputDataConfig", []):
+            source = channel["DataSource"]["S3DataSource"]
+            objects = source_objects(self._platform.buckets, source)
+            distribution = source.get("S3DataDistributionType", "FullyReplicated")
+            for index, tree in enumerate(self._trees.values()):
+                mine = shard(objects, index, len(self._hosts), distribution)
+                download(self._platform.buckets, mine, tree.channel(channel["ChannelName"]))
+        if "CheckpointConfig" not in self._request:
+            return None
+        directories = {host: self._checkpoint_directory(tree) for host, tree in self._trees.items()}
+        sync = CheckpointSync(self._platform.buckets, self._request["CheckpointConfig"]["S3Uri"], directories)
+        sync.restore()
+        return sync
+
+    def _checkpoint_directory(self, tree: OptMl) -> Path:
+        local_path = Path(self._request["CheckpointConfig"].get("LocalPath") or contract.BASE_DIR / "checkpoints")
+        return tree.base / local_path.relative_to(contract.BASE_DIR)
+
+    # --- while ------------------------------------------------------------------------------------------------------
+
+    def _train(self, control: JobControl, checkpoints: CheckpointSync | None) -> Outcome:
+        containers: dict[str, Container] = {}
+        streams: list[LogStream] = []
+        self._transition("Training")
+        began = time.time()
+        self._update(TrainingStartTime=self._document().get("TrainingStartTime", began))
+        if checkpoints:
+            checkpoints.start()
+        try:
+            stamp = int(began * 1000)
+            for host in self._hosts:
+                stream = self._platform.logs.stream(TRAINING_GROUP, f"{self._name}/{host}-{stamp}")
+                streams.append(stream)
+                containers[host] = self._start(host, stream)
+            return self._supervise(containers, control, began + max_runtime_seconds(self._request))
+        finally:
+            stop_all(list(containers.values()), 0)
+            if checkpoints:
+                checkpoints.finish()
+            for stream in streams:
+                stream.close()
+            self._billable_seconds += time.time() - began
+
+    def _start(self, host: str, stream: LogStream) -> Container:
+        def keep(line: str) -> None:
+            stream.write(line)
+            self._metrics.scan(line)
+
+        algorithm = self._request["AlgorithmSpecification"]
+        isolated = self._request.get("EnableNetworkIsolation", False)
+        spec = ContainerSpec(
+            name=f"{self._network}-{host}-{stream.name.rpartition('-')[2]}",
+            image=algorithm["TrainingImage"],
+            argument=TRAIN,
+            opt_ml=self._trees[host],
+            environment=self._platform.credentials(isolated) | self._rendezvous() | self._job_environment(),
+            entrypoint=tuple(algorithm.get("ContainerEntrypoint", ())),
+            arguments=tuple(algorithm.get("ContainerArguments", ())),
+            network=self._network,
+            alias=host,
+            isolated=isolated,
+        )
+        return self._platform.runtime.start(spec, keep)
+
+    def _job_environment(self) -> dict[str, str]:
+        return job_environment(self._request, self._platform.arn(TRAINING_JOB, self._name))
+
+    def _rendezvous(self) -> dict[str, str]:
+        """Processes share one machine: its loopback address and a free port stand for the first host's."""
+        if self._platform.runtime.name != "process":
+            return {}
+        return {contract.MASTER_ADDR: "127.0.0.1", contract.MASTER_PORT_VARIABLE: str(self._master_port)}
+
+    def _supervise(self, containers: dict[str, Container], control: JobControl, deadline: float) -> Outcome:
+        while True:
+            codes = {host: container.exit_code for host, container in containers.items()}
+            failed = next((host for host, code in codes.items() if code), None)
+            if failed is not None:
+                return self._fail(containers, failed)
+            if all(code == 0 for code in codes.values()):
+                return Outcome("Completed")
+            if control.shutdown_requested:
+                stop_all(list(containers.values()), SHUTDOWN_STOP_SECONDS)
+                raise JobFailed(SHUTDOWN_REASON)
+            if control.interrupt_requested:
+                self._transition("Interrupted")
+                stop_all(list(containers.values()), 0)
+                return Outcome("Interrupted")
+            if control.stop_requested or time.time() >= deadline:
+                return self._stop(containers, "Stopped" if control.stop_requested else "MaxRuntimeExceeded")
+            control.wake.wait(POLL_SECONDS)
+            control.wake.clear()
+
+    def _fail(self, containers: dict[str, Container], host: str) -> Outcome:
+        """The first host that failed decides; its peers, which may wait for it forever, are ended."""
+        exit_code = containers[host].exit_code or 1
+        grace_ends = time.time() + PEER_GRACE_SECONDS
+        for container in containers.values():
+            container.wait(max(0.0, grace_ends - time.time()))
+        stop_all([container for container in containers.values() if container.exit_code is None], PEER_STOP_SECONDS)
+        return Outcome("Failed", host, exit_code)
+
+    def _stop(self, containers: dict[str, Container], secondary_status: str) -> Outcome:
+        self._update(TrainingJobStatus="Stopping")
+        self._transition("Stopping")
+        stop_all(list(containers.values()), contract.TRAINING_STOP_SECONDS)
+        return Outcome(secondary_status)
+
+    # --- after ------------------------------------------------------------------------------------------------------
+
+    def _finish(self, outcome: Outcome) -> None:
+        for tree in self._trees.values():
+            self._platform.runtime.reclaim(tree.base, self._request["AlgorithmSpecification"]["TrainingImage"])
+        if outcome.secondary_status == "Failed":
+            self._upload("output.tar.gz", [tree.output_data for tree in self._trees.values()])
+            path = self._trees[outcome.failed_host].failure
+            text = path.read_text("utf-8", "replace").strip() if path.is_file() else ""
+            raise JobFailed(failure_reason(text, outcome.exit_code))
+        self._transition("Uploading")
+        uri = self._upload("model.tar.gz", [tree.model for tree in self._trees.values()])
+        self._upload("output.tar.gz", [tree.output_data for tree in self._trees.values()])
+        if uri:
+            self._update(ModelArtifacts={"S3ModelArtifacts": uri})
+        self._end("Completed" if outcome.secondary_status == "Completed" else "Stopped", outcome.secondary_status)
+
+    def _upload(self, archive: str, directories: list[Path]) -> str:
+        """Merge the hosts' directories into one archive below S3OutputPath; its URI."""
+        files, clashes = artifacts.files_of(directories)
+        for name in clashes:
+            self._warn(f"{name} of {archive} was written by more than one host; the first host's file is kept")
+        output = self._request["OutputDataConfig"]
+        folder = f"{output['S3OutputPath'].rstrip('/')}/{self._name}/output"
+        if output.get("CompressionType") == "NONE":
+            return self._upload_files(files, f"{folder}/{archive.removesuffix('.tar.gz')}/")
+        if archive == "output.tar.gz" and not files:
+            return ""
+        bucket, key = parse_s3_uri(f"{folder}/{archive}")
+        self._platform.buckets.write(bucket, key, artifacts.pack(files), "application/x-tar")
+        return f"s3://{bucket}/{key}"
+
+    def _upload_files(self, files: dict[str, Path], folder: str) -> str:
+        bucket, prefix = parse_s3_uri(folder)
+        for name, path in files.items():
+            self._platform.buckets.write(bucket, prefix + name, path.read_bytes())
+        return folder
+
+    def _warn(self, line: str) -> None:
+        stream = self._platform.logs.stream(TRAINING_GROUP, f"{self._name}/platform")
+        stream.write(f"WARNING: {line}")
+        stream.close()
+
+    def _remove_trees(self) -> None:
+        if self._directory.exists():
+            self._platform.runtime.reclaim(self._directory, self._request["AlgorithmSpecification"]["TrainingImage"])
+            artifacts.remove_tree(self._directory)
+
+    # --- status -----------------------------------------------------------------------------------------------------
+
+    def _document(self) -> Document:
+        return self._platform.store.find(TRAINING_JOB, self._name) or {}
+
+    def _update(self, **members: Any) -> None:
+        self._platform.store.update(TRAINING_JOB, self._name, **members)
+
+    def _transition(self, secondary_status: str) -> None:
+        transitions = next_transitions(self._document()["SecondaryStatusTransitions"], secondary_status, time.time())
+        self._update(SecondaryStatus=secondary_status, SecondaryStatusTransitions=transitions)
+
+    def _end(self, status: str, secondary_status: str, reason: str | None = None) -> None:
+        now = time.time()
+        transitions = next_transitions(self._document()["SecondaryStatusTransitions"], secondary_status, now)
+        transitions[-1]["EndTime"] = now
+        self._update(
+            TrainingJobStatus=status,
+            SecondaryStatus=secondary_status,
+            SecondaryStatusTransitions=transitions,
+            TrainingEndTime=now,
+            TrainingTimeInSeconds=max(1, round(self._billable_seconds)),
+            BillableTimeInSeconds=max(1, round(self._billable_seconds)),
+            FinalMetricDataList=self._metrics.final(),
+            **({"FailureReason": truncate_utf8(reason, contract.FAILURE_REASON_LIMIT)} if reason else {}),
+        )
+
+
+def next_transitions(transitions: list[Document], status: str, now: float) -> list[Document]:
+    """SecondaryStatusTransitions with the last one ended and a new one begun."""
+    ended = [dict(transition) for transition in transitions]
+    if ended and "EndTime" not in ended[-1]:
+        ended[-1]["EndTime"] = now
+    return [*ended, {"Status": status, "StartTime": now, "StatusMessage": STATUS_MESSAGES[status]}]

@@ -1,0 +1,454 @@
+"""`launcher.yaml`: what a person writes, checked once and then trusted.
+
+The models below are the whole surface; a setting has one place. `load` in `launcher.settings` reads the file.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from container.contract import BUILTIN_METRICS
+
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+GIGABYTES = {"GB": 1, "TB": 1024}
+DAY = 86400
+CHANNEL_NAME = r"[A-Za-z][A-Za-z0-9_]*"  # narrower than the API: it must also be a variable name (SM_CHANNEL_…)
+NAME = r"[a-zA-Z0-9](-*[a-zA-Z0-9])*"
+
+
+def parse_duration(value: object) -> object:
+    """`90`, `"90s"`, `"15m"`, `"1h30m"` or `"2d"` as seconds; anything else is left for pydantic to refuse.
+
+    Raises:
+        ValueError: a text that is no duration.
+    """
+    if not isinstance(value, str) or value.isdigit():
+        return value
+    if not re.fullmatch(r"(\d+[smhd])+", value):
+        raise ValueError(f"{value!r} is no duration; write it like '90s', '15m', '8h' or '1h30m'")
+    return sum(int(number) * SECONDS[unit] for number, unit in re.findall(r"(\d+)([smhd])", value))
+
+
+def parse_gigabytes(value: object) -> object:
+    """`30`, `"30GB"` or `"1TB"` as gigabytes.
+
+    Raises:
+        ValueError: a text that is no size.
+    """
+    if not isinstance(value, str) or value.isdigit():
+        return value
+    match = re.fullmatch(r"(\d+) ?(GB|TB)", value)
+    if not match:
+        raise ValueError(f"{value!r} is no size; write it like '30GB' or '1TB'")
+    return int(match[1]) * GIGABYTES[match[2]]
+
+
+def as_list(value: object) -> object:
+    """A single value where a list is allowed."""
+    return [value] if isinstance(value, str) else value
+
+
+def as_text(value: object) -> object:
+    """A YAML scalar as the text a container sees: `true`, not `True`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+Seconds = Annotated[int, BeforeValidator(parse_duration)]
+Gigabytes = Annotated[int, BeforeValidator(parse_gigabytes)]
+Text = Annotated[str, BeforeValidator(as_text)]
+InstanceType = Annotated[str, Field(pattern=r"ml\.[a-z0-9-]+\.[a-z0-9]+|local")]
+S3Uri = Annotated[str, Field(pattern=r"s3://[^/]+(/.*)?")]
+
+
+class Section(BaseModel):
+    """A mapping of the file: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Image(Section):
+    """Where an image comes from, and where it goes."""
+
+    repository: str
+    """Name in the registry, such as `slipway-train`."""
+    tag: str = "latest"
+    uri: str | None = None
+    """A complete reference (`registry/repository:tag` or `…@sha256:…`) that is used as it stands."""
+    dockerfile: Path
+    context: Path = Path(".")
+    base_image: str | None = None
+    """Build argument BASE_IMAGE; default: the Dockerfile's own."""
+    build_args: dict[str, Text] = {}
+    platform: str = "linux/amd64"
+    cuda: str | None = "13.0"
+    """CUDA version inside; null for a CPU image. Decides `InferenceAmiVersion`."""
+
+
+class TrainingImage(Image):
+    """The training image's defaults."""
+
+    repository: str = "slipway-train"
+    dockerfile: Path = Path("Dockerfile.train")
+
+
+class ServingImage(Image):
+    """The serving image's defaults."""
+
+    repository: str = "slipway-serve"
+    dockerfile: Path = Path("Dockerfile.serve")
+
+
+class Images(Section):
+    """The two images, and the registry they are pushed to."""
+
+    registry: str | None = None
+    """Registry host; default: this account's ECR. An empty text means the local engine's own images."""
+    network: str | None = None
+    """Network of a build's RUN steps, such as `host`."""
+    buildkit: bool = False
+    """Build with the docker client and BuildKit, for Dockerfiles with cache mounts."""
+    training: TrainingImage = TrainingImage()
+    serving: ServingImage = ServingImage()
+
+
+class Channel(Section):
+    """One input of a training job."""
+
+    source: str
+    """A local directory (it is uploaded), an S3 URI, or `fs-…:/path` on EFS or FSx for Lustre."""
+    mode: Literal["File", "FastFile", "Pipe"] | None = None
+    distribution: Literal["FullyReplicated", "ShardedByS3Key"] = "FullyReplicated"
+    data_type: Literal["S3Prefix", "ManifestFile", "AugmentedManifestFile"] = "S3Prefix"
+    attributes: list[str] = []
+    """AttributeNames of an augmented manifest, in the order they are streamed."""
+    content_type: str | None = None
+    compression: Literal["None", "Gzip"] | None = None
+    record_wrapper: Literal["None", "RecordIO"] | None = None
+    shuffle_seed: int | None = None
+    instance_groups: list[str] = []
+    file_system: Literal["EFS", "FSxLustre"] = "EFS"
+    read_only: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _modes_agree(self) -> "Channel":
+        if self.data_type == "AugmentedManifestFile" and self.mode != "Pipe":
+            raise ValueError("data_type=AugmentedManifestFile is read in Pipe mode only; set mode: Pipe")
+        if self.mode == "FastFile" and self.data_type != "S3Prefix":
+            raise ValueError(f"mode=FastFile takes data_type S3Prefix only, not {self.data_type}; use File")
+        if self.source.startswith("fs-") and self.mode not in (None, "File"):
+            raise ValueError(f"a file system is mounted, so mode must be File, not {self.mode}")
+        return self
+
+
+class Spot(Section):
+    """Managed spot training."""
+
+    max_wait: Seconds | None = Field(default=None, ge=1)
+    """Waiting and running together; default: twice `training.max_runtime`."""
+
+
+class Checkpoints(Section):
+    """Where checkpoints are kept while the job runs, and found again by the next one."""
+
+    s3_uri: S3Uri | None = None
+    """Default: a folder of the job's own. Name one to resume from it in the next job."""
+    local_path: str | None = None
+
+
+class InstanceGroup(Section):
+    """One kind of machine in a heterogeneous cluster."""
+
+    name: str
+    instance_type: InstanceType
+    instance_count: int = Field(default=1, ge=1)
+
+
+class Output(Section):
+    """Where a job's results go."""
+
+    s3_uri: S3Uri | None = None
+    """Default: `s3://<bucket>/<name>/output`."""
+    kms_key: str | None = None
+
+
+class TrainingOutput(Output):
+    """Where model.tar.gz and output.tar.gz go."""
+
+    compression: Literal["GZIP", "NONE"] = "GZIP"
+
+
+class Training(Section):
+    """A training job."""
+
+    instance_type: Annotated[list[InstanceType], BeforeValidator(as_list), Field(min_length=1, max_length=5)] = [
+        "ml.g5.xlarge"
+    ]
+    """One type, or several in order of preference."""
+    instance_count: int = Field(default=1, ge=1)
+    instance_groups: list[InstanceGroup] = Field(default=[], max_length=5)
+    volume_size_gb: Gigabytes = Field(default=30, ge=1, le=16384)
+    volume_kms_key: str | None = None
+    max_runtime: Seconds = Field(default=DAY, ge=1, le=28 * DAY)
+    input_mode: Literal["File", "FastFile", "Pipe"] = "File"
+    channels: dict[Annotated[str, Field(pattern=rf"^{CHANNEL_NAME}$", max_length=64)], Channel] = Field(
+        default={}, max_length=19
+    )
+    code: Path | None = None
+    """Directory with your own script; it becomes the channel `code`."""
+    program: str | None = None
+    """The script in it; default with `code`: train.py."""
+    hyperparameters: dict[str, Any] = {}
+    """Nested mappings become dotted names."""
+    environment: dict[str, Text] = {}
+    metrics: Annotated[list[str], BeforeValidator(as_list)] | dict[str, str] = list(BUILTIN_METRICS)
+    """Names printed as `name=value;`, or a mapping from name to regular expression."""
+    spot: Spot | None = None
+    checkpoints: Checkpoints | None = None
+    output: TrainingOutput = TrainingOutput()
+    keep_alive: Seconds | None = Field(default=None, ge=1, le=3600)
+    """Warm pool: how long the machines wait for the next job."""
+    retry_attempts: int | None = Field(default=None, ge=1, le=30)
+    max_pending: Seconds | None = Field(default=None, ge=1800, le=2419200)
+    remote_debug: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switches(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        short: dict[str, Any] = {}
+        if isinstance(value.get("spot"), bool):
+            short["spot"] = {} if value["spot"] else None
+        checkpoints = value.get("checkpoints")
+        if isinstance(checkpoints, bool):
+            short["checkpoints"] = {} if checkpoints else None
+        elif isinstance(checkpoints, str):
+            short["checkpoints"] = {} if checkpoints == "auto" else {"s3_uri": checkpoints}
+        return {**value, **short}
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> "Training":
+        if self.spot and self.keep_alive:
+            raise ValueError("keep_alive (a warm pool) and spot exclude each other; remove one")
+        if self.instance_groups and self.keep_alive:
+            raise ValueError("keep_alive (a warm pool) is not available with instance_groups; remove one")
+        if self.spot and self.spot.max_wait is not None and self.spot.max_wait < self.max_runtime:
+            raise ValueError(
+                f"spot.max_wait={self.spot.max_wait}s is shorter than max_runtime={self.max_runtime}s; "
+                "it counts waiting and running together"
+            )
+        if self.program and not self.code:
+            raise ValueError(f"program={self.program!r} needs code, the directory it lies in")
+        return self
+
+
+class Transform(Section):
+    """A batch transform job."""
+
+    instance_type: InstanceType = "ml.g5.xlarge"
+    instance_count: int = Field(default=1, ge=1, le=100)
+    model: str | None = None
+    """A training job's name, an S3 URI or a local model.tar.gz; default: the newest training job."""
+    input: str | None = None
+    """A local directory (it is uploaded) or an S3 URI."""
+    data_type: Literal["S3Prefix", "ManifestFile"] = "S3Prefix"
+    output: Output = Output()
+    content_type: str | None = None
+    accept: str | None = None
+    split: Literal["None", "Line", "RecordIO", "TFRecord"] = "None"
+    strategy: Literal["MultiRecord", "SingleRecord"] | None = None
+    assemble: Literal["None", "Line"] = "Line"
+    compression: Literal["None", "Gzip"] = "None"
+    max_concurrent: int | None = Field(default=None, ge=0)
+    max_payload_mb: int | None = Field(default=None, ge=0, le=100)
+    timeout: Seconds | None = Field(default=None, ge=1, le=3600)
+    max_retries: int | None = Field(default=None, ge=0, le=3)
+    environment: dict[str, Text] = Field(default={}, max_length=16)
+    input_filter: str | None = Field(default=None, max_length=63)
+    output_filter: str | None = Field(default=None, max_length=63)
+    join: Literal["None", "Input"] | None = None
+    volume_kms_key: str | None = None
+    ami: str | None = None
+    """TransformAmiVersion; default: chosen from the image's CUDA version."""
+
+    @model_validator(mode="after")
+    def _payload_fits(self) -> "Transform":
+        if (self.max_concurrent or 0) * (self.max_payload_mb or 0) > 100:
+            raise ValueError(
+                f"max_concurrent={self.max_concurrent} times max_payload_mb={self.max_payload_mb} is over 100; "
+                "lower one"
+            )
+        if self.join == "Input" and (self.split, self.assemble) != ("Line", "Line") and self.split != "None":
+            raise ValueError("join: Input needs split: Line and assemble: Line")
+        return self
+
+
+class Serverless(Section):
+    """A serverless variant."""
+
+    memory_mb: Literal[1024, 2048, 3072, 4096, 5120, 6144] = 4096
+    max_concurrency: int = Field(default=5, ge=1, le=200)
+    provisioned_concurrency: int | None = Field(default=None, ge=1, le=200)
+
+
+class Asynchronous(Section):
+    """Asynchronous inference: requests and answers are S3 objects."""
+
+    output: S3Uri | None = None
+    failure: S3Uri | None = None
+    max_concurrent: int | None = Field(default=None, ge=1, le=1000)
+    success_topic: str | None = None
+    error_topic: str | None = None
+
+
+class Capture(Section):
+    """Data capture: a share of requests and answers is written to S3."""
+
+    sampling: int = Field(default=100, ge=0, le=100)
+    s3_uri: S3Uri | None = None
+
+
+class Scaling(Section):
+    """Application Auto Scaling on the endpoint's variant."""
+
+    min: int = Field(default=1, ge=0)
+    max: int = Field(ge=1)
+    target: float | None = Field(default=None, gt=0)
+    """Invocations per instance and minute; asynchronous: queued requests per instance; serverless: utilization 0..1."""
+    scale_in_cooldown: Seconds = 300
+    scale_out_cooldown: Seconds = 60
+
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> "Scaling":
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} is larger than max={self.max}")
+        return self
+
+
+class Rollout(Section):
+    """How an update reaches the fleet (blue/green), and what takes it back."""
+
+    type: Literal["all_at_once", "canary", "linear"] = "all_at_once"
+    percent: int = Field(default=10, ge=1, le=50)
+    wait: Seconds = Field(default=600, ge=0, le=3600)
+    alarms: list[str] = Field(default=[], max_length=10)
+    """CloudWatch alarms that roll the update back."""
+
+
+class Variant(Section):
+    """One of several models behind an endpoint."""
+
+    name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=63)]
+    model: str
+    weight: float = Field(default=1.0, ge=0)
+    instance_type: InstanceType | None = None
+    instance_count: int | None = Field(default=None, ge=1)
+
+
+class Endpoint(Section):
+    """A real-time, serverless or asynchronous endpoint."""
+
+    name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=63)] | None = None
+    """Default: the project's name."""
+    instance_type: InstanceType = "ml.g5.xlarge"
+    instance_count: int = Field(default=1, ge=0)
+    model: str | None = None
+    """A training job's name, an S3 URI or a local model.tar.gz; default: the newest training job."""
+    code: Path | None = None
+    """Directory with your own inference.py; it goes into model.tar.gz under code/."""
+    variants: list[Variant] = Field(default=[], max_length=10)
+    """Several models with weights; then `model` is not read."""
+    shadow: Variant | None = None
+    """A variant that gets copies of the requests and whose answers nobody sees."""
+    multi_model: bool = False
+    """`model` is a prefix in S3 under which lie many model.tar.gz."""
+    environment: dict[str, Text] = {}
+    serverless: Serverless | None = None
+    asynchronous: Asynchronous | None = None
+    capture: Capture | None = None
+    scaling: Scaling | None = None
+    rollout: Rollout | None = None
+    volume_size_gb: Gigabytes | None = Field(default=None, ge=1, le=512)
+    download_timeout: Seconds | None = Field(default=None, ge=60, le=3600)
+    startup_timeout: Seconds | None = Field(default=None, ge=60, le=3600)
+    ami: str | None = None
+    """InferenceAmiVersion; default: chosen from the image's CUDA version."""
+    kms_key: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switches(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        switches = ("serverless", "asynchronous", "capture")
+        return {
+            key: ({} if item else None) if key in switches and isinstance(item, bool) else item
+            for key, item in value.items()
+        }
+
+    @model_validator(mode="after")
+    def _modes_agree(self) -> "Endpoint":
+        if not self.serverless:
+            return self
+        taken = {
+            "asynchronous": self.asynchronous,
+            "capture": self.capture,
+            "multi_model": self.multi_model,
+            "shadow": self.shadow,
+            "several variants": len(self.variants) > 1,
+        }
+        clash = [name for name, value in taken.items() if value]
+        if clash:
+            raise ValueError(f"serverless excludes {', '.join(clash)}; remove one of the two")
+        return self
+
+
+class Network(Section):
+    """Where containers run, for every job kind."""
+
+    subnets: list[str] = Field(default=[], max_length=16)
+    security_groups: list[str] = Field(default=[], max_length=5)
+    isolation: bool = False
+    encrypt_traffic: bool = False
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> "Network":
+        if bool(self.subnets) != bool(self.security_groups):
+            raise ValueError("subnets and security_groups go together; give both or neither")
+        return self
+
+
+class Limits(Section):
+    """What a request may cost at most, in US dollars."""
+
+    max_job_cost: float | None = Field(default=None, gt=0)
+    max_endpoint_cost_per_month: float | None = Field(default=None, gt=0)
+
+
+class Config(Section):
+    """The whole file."""
+
+    name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=40)] = "slipway"
+    """The project: jobs, endpoints and S3 folders start with it."""
+    region: str = "us-east-1"
+    role: str | None = None
+    """The jobs' execution role: its name or ARN."""
+    bucket: str | None = None
+    """Default: sagemaker-<region>-<account>."""
+    tags: dict[str, Text] = Field(default={}, max_length=45)
+    images: Images = Images()
+    training: Training = Training()
+    transform: Transform = Transform()
+    endpoint: Endpoint = Endpoint()
+    network: Network = Network()
+    limits: Limits = Limits()

@@ -1,0 +1,221 @@
+"""Moves files between this machine and S3: in parallel, only what is not there yet, with progress."""
+
+import hashlib
+import logging
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore.exceptions import ClientError
+
+from launcher.aws import Aws, refusals
+from launcher.errors import AwsRefused, ConfigError, JobFailed
+from launcher.jobs.api import split_s3_uri
+
+logger = logging.getLogger(__name__)
+
+THREADS = 8
+PART_BYTES = 8 * 1024 * 1024  # of a multipart upload; the ETag depends on it
+TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
+IGNORED = {"__pycache__", ".git", ".DS_Store", ".ipynb_checkpoints"}
+DELETE_BATCH = 1000  # DeleteObjects takes as many
+
+
+class Progress(Protocol):
+    """Told about a transfer; one thread at a time."""
+
+    def start(self, title: str, total_bytes: int) -> None: ...
+    def advance(self, count_bytes: int) -> None: ...
+    def finish(self) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def start(self, title: str, total_bytes: int) -> None:
+        pass
+
+    def advance(self, count_bytes: int) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a transfer did."""
+
+    files: int
+    bytes: int
+    skipped: int
+    removed: int
+    seconds: float
+
+
+def upload(aws: Aws, source: Path, uri: str, progress: Progress | None = None) -> Transfer:
+    """Make an S3 prefix the mirror of a directory, or one object the copy of a file.
+
+    Objects of the same size and checksum stay; under a prefix, objects that have no file any more are removed, or a
+    job would train on data that is gone here.
+
+    Raises:
+        ConfigError: the source does not exist or is empty.
+        AwsRefused: S3 said no.
+    """
+    progress = progress or Silent()
+    bucket, key = split_s3_uri(uri)
+    files = _files(source, key)
+    existing = {item["Key"]: item for item in objects(aws, uri if source.is_dir() else f"s3://{bucket}/{key}")}
+    started = time.monotonic()
+    waiting = [(path, name) for path, name in files if not _is_there(path, existing.get(name))]
+    total = sum(path.stat().st_size for path, _ in waiting)
+    progress.start(f"upload {source.name} -> {uri}", total)
+    client = aws.client("s3")
+
+    def put(path: Path, name: str) -> int:
+        size = path.stat().st_size
+        if size < PART_BYTES:  # one plain request: the managed transfer costs several times as much for a small file
+            client.put_object(Bucket=bucket, Key=name, Body=path.read_bytes())
+        else:
+            client.upload_file(str(path), bucket, name, Config=TRANSFER)
+        return size
+
+    _in_parallel("upload", [(put, pair) for pair in waiting], progress)
+    names = {name for _, name in files}
+    gone = [name for name in existing if name not in names] if source.is_dir() else []
+    for start in range(0, len(gone), DELETE_BATCH):
+        batch = [{"Key": name} for name in gone[start : start + DELETE_BATCH]]
+        aws.call("s3", "DeleteObjects", Bucket=bucket, Delete={"Objects": batch, "Quiet": True})
+    progress.finish()
+    return Transfer(len(waiting), total, len(files) - len(waiting), len(gone), time.monotonic() - started)
+
+
+def download(aws: Aws, uri: str, target: Path, progress: Progress | None = None) -> Transfer:
+    """Copy everything under an S3 prefix into a directory; a name that would leave it is refused.
+
+    Raises:
+        AwsRefused: S3 said no, or an object's name points outside the directory.
+    """
+    progress = progress or Silent()
+    bucket, prefix = split_s3_uri(uri)
+    started = time.monotonic()
+    found = [item for item in objects(aws, uri) if not item["Key"].endswith("/")]
+    total = sum(item["Size"] for item in found)
+    progress.start(f"download {uri} -> {target}", total)
+    client = aws.client("s3")
+    base = prefix if prefix.endswith("/") or not prefix else prefix.rpartition("/")[0]
+
+    def get(item: dict[str, Any]) -> int:
+        path = _inside(target, item["Key"][len(base) :].lstrip("/"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if item["Size"] < PART_BYTES:
+            path.write_bytes(client.get_object(Bucket=bucket, Key=item["Key"])["Body"].read())
+        else:
+            client.download_file(bucket, item["Key"], str(path), Config=TRANSFER)
+        return item["Size"]
+
+    _in_parallel("download", [(get, (item,)) for item in found], progress)
+    progress.finish()
+    return Transfer(len(found), total, 0, 0, time.monotonic() - started)
+
+
+def objects(aws: Aws, uri: str) -> Iterator[dict[str, Any]]:
+    """Key, Size and ETag of every object under a prefix."""
+    bucket, prefix = split_s3_uri(uri)
+    with refusals("ListObjectsV2"):
+        for page in aws.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            yield from page.get("Contents", [])
+
+
+def size_of(aws: Aws, uri: str) -> int | None:
+    """Length of an object in bytes, or None where there is none."""
+    bucket, key = split_s3_uri(uri)
+    try:
+        return aws.client("s3").head_object(Bucket=bucket, Key=key)["ContentLength"]
+    except ClientError:
+        return None
+
+
+def unpack(archive: Path, target: Path) -> list[str]:
+    """Unpack a tar archive; members that would leave the directory are refused.
+
+    Returns:
+        The members' names.
+
+    Raises:
+        JobFailed: the archive is damaged or unsafe.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(target, filter="data")
+            return tar.getnames()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise JobFailed(f"{archive} cannot be unpacked: {error}") from error
+
+
+def etag(path: Path) -> str:
+    """The ETag S3 gives the file when it is uploaded from here (unencrypted or SSE-S3)."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size < PART_BYTES:
+            return hashlib.file_digest(file, _md5).hexdigest()
+        parts = [_md5(chunk).digest() for chunk in iter(lambda: file.read(PART_BYTES), b"")]
+    return f"{_md5(b''.join(parts)).hexdigest()}-{len(parts)}"
+
+
+def _md5(data: bytes = b"") -> Any:
+    return hashlib.md5(data, usedforsecurity=False)
+
+
+def _files(source: Path, key: str) -> list[tuple[Path, str]]:
+    if source.is_file():
+        return [(source, key)]
+    if not source.is_dir():
+        raise ConfigError(f"{source} does not exist; nothing to upload")
+    prefix = key.rstrip("/")
+    found = [
+        (path, "/".join(filter(None, (prefix, path.relative_to(source).as_posix()))))
+        for path in sorted(source.rglob("*"))
+        if path.is_file() and not IGNORED.intersection(path.relative_to(source).parts)
+    ]
+    if not found:
+        raise ConfigError(f"{source} holds no files; nothing to upload")
+    return found
+
+
+def _is_there(path: Path, item: dict[str, Any] | None) -> bool:
+    if item is None or item["Size"] != path.stat().st_size:
+        return False
+    return item["ETag"].strip('"') == etag(path)
+
+
+def _inside(target: Path, name: str) -> Path:
+    path = (target / name).resolve()
+    if not path.is_relative_to(target.resolve()):
+        raise AwsRefused(f"the object {name!r} would be written outside {target}")
+    return path
+
+
+def _in_parallel(what: str, tasks: list[tuple[Callable[..., int], tuple[Any, ...]]], progress: Progress) -> None:
+    """Run all tasks; each returns the bytes it moved.
+
+    Raises:
+        AwsRefused: the first task that failed; the others are dropped.
+    """
+    with ThreadPoolExecutor(THREADS) as pool, refusals(what):
+        futures = [pool.submit(function, *arguments) for function, arguments in tasks]
+        try:
+            for future in as_completed(futures):
+                progress.advance(future.result())
+        except Boto3Error as error:
+            raise AwsRefused(f"{what}: {error}") from error
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,118 @@
+"""Builds the images with a Docker engine."""
+
+import logging
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.config import Image
+from launcher.errors import ConfigError, JobFailed
+
+logger = logging.getLogger(__name__)
+
+
+def local_reference(image: Image) -> str:
+    """The name an image gets on this machine."""
+    return image.uri or f"{image.repository}:{image.tag}"
+
+
+def build_arguments(image: Image) -> dict[str, str]:
+    """Build arguments of the Dockerfile."""
+    base = {"BASE_IMAGE": image.base_image} if image.base_image else {}
+    return {**base, **image.build_args}
+
+
+def build_argv(image: Image, directory: Path, network: str | None) -> list[str]:
+    """The docker client's command for a BuildKit build.
+
+    `--provenance=false` keeps the result one plain image: SageMaker refuses an index with an attestation. Clients
+    before buildx do not know it, and make none; see `build`.
+    """
+    arguments = [item for key, value in build_arguments(image).items() for item in ("--build-arg", f"{key}={value}")]
+    return [
+        "docker",
+        "build",
+        "--platform",
+        image.platform,
+        "--file",
+        str(directory / image.dockerfile),
+        "--tag",
+        local_reference(image),
+        *arguments,
+        *(["--network", network] if network else []),
+        str(directory / image.context),
+    ]
+
+
+def build(image: Image, directory: Path, network: str | None = None, buildkit: bool = False) -> str:
+    """Build one image and tag it.
+
+    Args:
+        image: what to build.
+        directory: where its relative paths start.
+        network: network of the build's RUN steps, such as `host`.
+        buildkit: use the docker client with BuildKit (cache mounts) instead of the engine's API.
+
+    Returns:
+        The image's id, `sha256:…`.
+
+    Raises:
+        ConfigError: the Dockerfile is missing, or no engine answers.
+        JobFailed: a step failed; its output has been shown.
+    """
+    dockerfile = directory / image.dockerfile
+    if not dockerfile.is_file():
+        raise ConfigError(f"{dockerfile} does not exist; set images.….dockerfile, or build in the directory it lies in")
+    client = engine()
+    if buildkit:
+        argv, environment = build_argv(image, directory, network), buildkit_environment(os.environ)
+        if subprocess.run(argv, env=environment, check=False).returncode:
+            raise JobFailed(f"the build of {local_reference(image)} failed; the step above says why")
+        return client.images.get(local_reference(image)).id
+    _show_build(
+        image,
+        client.api.build(
+            path=str(directory / image.context),
+            dockerfile=str(dockerfile.resolve()),
+            tag=local_reference(image),
+            buildargs=build_arguments(image),
+            network_mode=network,
+            rm=True,
+            forcerm=True,
+            decode=True,
+        ),
+    )
+    return client.images.get(local_reference(image)).id
+
+
+def buildkit_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment with BuildKit on and its attestations off."""
+    return {**environ, "DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
+
+
+def engine() -> Any:
+    """A client of the Docker engine.
+
+    Raises:
+        ConfigError: none answers.
+    """
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        client = docker.from_env(timeout=600)
+        client.ping()
+    except DockerException as error:
+        raise ConfigError(f"no Docker engine answers ({error}); start Docker, or build in CodeBuild") from error
+    return client
+
+
+def _show_build(image: Image, events: Iterator[dict[str, Any]]) -> None:
+    for event in events:
+        if "error" in event:
+            raise JobFailed(f"the build of {local_reference(image)} failed: {event['error'].strip()}")
+        text = event.get("stream", "").rstrip()
+        if text:
+            logger.info("   %s", text)

@@ -1,0 +1,286 @@
+"""A project's configuration meets an account: names and places are decided, inputs uploaded, requests sent."""
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.config import Config
+from launcher.errors import AwsRefused, ConfigError, TimedOut
+from launcher.jobs import endpoint, training, transform
+from launcher.jobs.api import ApiCall, JobContext, unique_name
+from launcher.jobs.common import is_local_model, model_data_uri
+from launcher.jobs.endpoint import ServedModel
+
+if TYPE_CHECKING:
+    from launcher.aws import Aws
+    from launcher.data import Progress
+
+logger = logging.getLogger(__name__)
+
+DRY_RUN_ACCOUNT = "111122223333"  # AWS's own example account
+DELETE_SECONDS = 900  # instances are released within minutes
+DELETE_POLL_SECONDS = 0.5
+DRY_RUN_JOB = "newest-training-job"
+
+
+def new_job_name(config: Config) -> str:
+    """A name for a job that starts now."""
+    return unique_name(config.name, datetime.now(UTC), secrets.token_hex(2))
+
+
+def dry_context(config: Config) -> JobContext:
+    """A context without an account: what is not known offline is AWS's example."""
+    role = config.role or "slipway-execution-role"
+    return JobContext(
+        job_name=new_job_name(config),
+        account=DRY_RUN_ACCOUNT,
+        region=config.region,
+        bucket=config.bucket or default_bucket(config.region, DRY_RUN_ACCOUNT),
+        role_arn=role if role.startswith("arn:") else f"arn:aws:iam::{DRY_RUN_ACCOUNT}:role/{role}",
+    )
+
+
+def default_bucket(region: str, account: str) -> str:
+    """The bucket every SageMaker tool uses where none is named."""
+    return f"sagemaker-{region}-{account}"
+
+
+def dry_calls(kind: str, config: Config) -> list[ApiCall]:
+    """The requests of a job kind, made without asking anybody.
+
+    Raises:
+        ConfigError: something needed is not configured.
+    """
+    context = dry_context(config)
+    if kind == "train":
+        return training.calls(config, context)
+    if kind == "transform":
+        model = config.transform.model or DRY_RUN_JOB
+        return transform.calls(config, context, ServedModel(model_data_uri(config, context, model)))
+    models = {
+        name: ServedModel(model_data_uri(config, context, model or DRY_RUN_JOB))
+        for name, model in endpoint.models_of(config.endpoint).items()
+    }
+    return endpoint.calls(config, context, models)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A configuration with the account it works in."""
+
+    config: Config
+    directory: Path
+    aws: "Aws"
+    progress: "Progress"
+
+    def context(self, job_name: str | None = None) -> JobContext:
+        """What requests need to know of the account; creates the bucket where it is missing."""
+        bucket = self.config.bucket or default_bucket(self.config.region, self.aws.account)
+        self.aws.ensure_bucket(bucket)
+        return JobContext(
+            job_name=job_name or new_job_name(self.config),
+            account=self.aws.account,
+            region=self.config.region,
+            bucket=bucket,
+            role_arn=self.aws.role_arn(self.config.role),
+        )
+
+    def start_training(self) -> str:
+        """Upload the inputs and send the request.
+
+        Returns:
+            The job's name.
+        """
+        context = self.context()
+        self._upload(training.uploads(self.config, context, self.directory))
+        types = self.config.training.instance_type
+        for index, instance_type in enumerate(types):
+            try:
+                self._send(training.calls(self.config, context, instance_type))
+                break
+            except AwsRefused as error:
+                if "Capacity" not in str(error) or index == len(types) - 1:
+                    raise
+                logger.warning("%s; trying %s", error, types[index + 1])
+        return context.job_name
+
+    def start_transform(self) -> str:
+        """Upload the inputs and send the requests.
+
+        Returns:
+            The job's name.
+        """
+        context = self.context()
+        model = self.served_model(context, self.config.transform.model or "")
+        calls = transform.calls(self.config, context, model)
+        self._upload(transform.uploads(self.config, context, self.directory))
+        self._send([call for call in calls if not self.exists(call)])
+        return context.job_name
+
+    def deployment(self) -> tuple[list["Step"], str]:
+        """What a deployment has to do, compared with what there is.
+
+        Returns:
+            The steps, and the endpoint's name.
+        """
+        context = self.context()
+        models = {
+            name: self.served_model(context, model) for name, model in endpoint.models_of(self.config.endpoint).items()
+        }
+        calls = endpoint.calls(self.config, context, models)
+        *parts, create = calls
+        steps = [Step("keep" if self.exists(call) else "create", call) for call in parts]
+        name = create.request["EndpointName"]
+        current = self.describe_or_none("Endpoint", name)
+        wanted = create.request["EndpointConfigName"]
+        if current is None:
+            steps.append(Step("create", create))
+        elif current["EndpointConfigName"] == wanted and current["EndpointStatus"] != "Failed":
+            steps.append(Step("keep", create))
+        else:
+            steps.append(Step("update", endpoint.update_call(self.config, wanted)))
+        return steps, name
+
+    def apply(self, steps: list["Step"]) -> None:
+        """Send what a deployment has to do."""
+        self._send([step.call for step in steps if step.action != "keep"])
+
+    def delete_endpoint(self, name: str, wait: bool = True) -> None:
+        """Delete an endpoint and its configuration; models stay, other configurations may use them.
+
+        Raises:
+            AwsRefused: there is no such endpoint.
+            TimedOut: it is still there after a while.
+        """
+        description = self.aws.call("sagemaker", "DescribeEndpoint", EndpointName=name)
+        self.aws.send(ApiCall("sagemaker", "DeleteEndpoint", {"EndpointName": name}))
+        configuration = description["EndpointConfigName"]
+        if self.describe_or_none("EndpointConfig", configuration):
+            self.aws.send(ApiCall("sagemaker", "DeleteEndpointConfig", {"EndpointConfigName": configuration}))
+        deadline = time.monotonic() + DELETE_SECONDS
+        while wait and self.describe_or_none("Endpoint", name):
+            if time.monotonic() > deadline:
+                raise TimedOut(f"endpoint {name} is still being deleted after {DELETE_SECONDS} s; look again later")
+            time.sleep(DELETE_POLL_SECONDS)
+
+    def served_model(self, context: JobContext, model: str) -> ServedModel:
+        """The archive a configured model means: an S3 URI, a local file (uploaded now) or a training job's.
+
+        Raises:
+            ConfigError: there is no such archive.
+        """
+        from launcher import data
+
+        name = model or self.newest_training_job()
+        if name.startswith("s3://") or is_local_model(name):
+            uri = model_data_uri(self.config, context, name)
+        else:
+            uri = self.artifact_uri(name)
+        if is_local_model(name):
+            data.upload(self.aws, self.directory / name, uri, self.progress)
+        size = data.size_of(self.aws, uri)
+        if size is None and not self.config.endpoint.multi_model:
+            raise ConfigError(f"there is no model archive at {uri}; name a finished job, an S3 URI or a local file")
+        return ServedModel(uri, size)
+
+    def artifact_uri(self, job_name: str) -> str:
+        """Where a training job left its model.
+
+        Raises:
+            ConfigError: it has not finished.
+        """
+        description = self.aws.call("sagemaker", "DescribeTrainingJob", TrainingJobName=job_name)
+        uri = description.get("ModelArtifacts", {}).get("S3ModelArtifacts")
+        if not uri:
+            status = description["TrainingJobStatus"]
+            raise ConfigError(f"training job {job_name} is {status} and has no model yet; wait for it with `logs -f`")
+        return uri
+
+    def newest_training_job(self) -> str:
+        """The last training job of this project that has completed.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        summaries = self.aws.call(
+            "sagemaker",
+            "ListTrainingJobs",
+            NameContains=self.config.name,
+            StatusEquals="Completed",
+            SortBy="CreationTime",
+            SortOrder="Descending",
+        )["TrainingJobSummaries"]
+        for summary in summaries:
+            if summary["TrainingJobName"].startswith(f"{self.config.name}-"):
+                return summary["TrainingJobName"]
+        raise ConfigError(
+            f"no training job of the project {self.config.name!r} has completed; run `python -m launcher train`, "
+            "or name a model"
+        )
+
+    def exists(self, call: ApiCall) -> bool:
+        """Whether what a Create request makes is there already (under its content-made name)."""
+        noun = call.operation.removeprefix("Create")
+        return noun in {"Model", "EndpointConfig"} and bool(self.describe_or_none(noun, call.request[f"{noun}Name"]))
+
+    def describe_or_none(self, noun: str, name: str) -> dict[str, Any] | None:
+        """A description, or None where there is nothing of that name."""
+        from botocore.exceptions import ClientError
+
+        try:
+            return self.aws.call("sagemaker", f"Describe{noun}", **{f"{noun}Name": name})
+        except AwsRefused as error:
+            cause = error.__cause__
+            code = cause.response["Error"]["Code"] if isinstance(cause, ClientError) else ""
+            if code in {"ValidationException", "ResourceNotFound"}:
+                return None
+            raise
+
+    def _upload(self, pairs: list[tuple[Path, str]]) -> None:
+        from launcher import data
+
+        for source, uri in pairs:
+            done = data.upload(self.aws, source, uri, self.progress)
+            logger.info(
+                "-> uploaded %d files (%s), %d were there, %.1f s",
+                done.files,
+                size_text(done.bytes),
+                done.skipped,
+                done.seconds,
+            )
+
+    def _send(self, calls: list[ApiCall]) -> None:
+        for call in calls:
+            self.aws.send(call)
+            logger.info("-> %s %s", call.operation, _name_in(call.request))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of a deployment."""
+
+    action: str
+    """`create`, `update` or `keep`."""
+    call: ApiCall
+
+    def __str__(self) -> str:
+        noun = self.call.operation.removeprefix("Create").removeprefix("Update")
+        return f"{self.action:<7}{noun:<15}{self.call.request[f'{noun}Name']}"
+
+
+def _name_in(request: Mapping[str, Any]) -> str:
+    return next(value for key, value in request.items() if key.endswith("Name"))
+
+
+def size_text(count: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

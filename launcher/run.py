@@ -1,0 +1,237 @@
+"""Watches a job or endpoint until it is done, the same way for every kind: statuses, logs of all hosts, the outcome."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from launcher.aws import Aws, refusals
+from launcher.errors import AwsRefused, Detached, JobFailed, TimedOut
+from launcher.jobs.api import ApiCall
+
+logger = logging.getLogger(__name__)
+container_logger = logging.getLogger(f"{__name__}.container")
+
+FIRST_POLL_SECONDS = 0.5  # a local job of seconds should be seen ending; polls then slow down for jobs of hours
+LAST_POLL_SECONDS = 10.0
+POLL_GROWTH = 1.1
+LOG_TAIL_LINES = 20
+TIME_LIMIT_STATUSES = frozenset({"MaxRuntimeExceeded", "MaxWaitTimeExceeded"})
+
+
+@dataclass(frozen=True)
+class JobKind:
+    """How one kind of job is described, stopped and listed: member names of the API."""
+
+    title: str
+    noun: str
+    """The API's word for it, as in DescribeTrainingJob."""
+    name_member: str
+    status_member: str
+    log_group: str
+    """`{name}` stands for the job's."""
+    good: frozenset[str] = frozenset({"Completed"})
+    bad: frozenset[str] = frozenset({"Failed", "Stopped"})
+    running: str = "InProgress"
+
+    def describe(self, aws: Aws, name: str) -> dict[str, Any]:
+        """The description of one job."""
+        return aws.call("sagemaker", f"Describe{self.noun}", **{self.name_member: name})
+
+    def stop_call(self, name: str) -> ApiCall:
+        """The request that ends it."""
+        verb = "Delete" if self.noun == "Endpoint" else "Stop"
+        return ApiCall("sagemaker", f"{verb}{self.noun}", {self.name_member: name})
+
+    def log_streams(self, name: str) -> tuple[str, str]:
+        """Log group and the prefix of the job's streams in it."""
+        shared_group = "{name}" not in self.log_group
+        return self.log_group.format(name=name), f"{name}/" if shared_group else ""
+
+
+TRAINING = JobKind("training job", "TrainingJob", "TrainingJobName", "TrainingJobStatus", "/aws/sagemaker/TrainingJobs")
+TRANSFORM = JobKind(
+    "transform job", "TransformJob", "TransformJobName", "TransformJobStatus", "/aws/sagemaker/TransformJobs"
+)
+ENDPOINT = JobKind(
+    "endpoint",
+    "Endpoint",
+    "EndpointName",
+    "EndpointStatus",
+    "/aws/sagemaker/Endpoints/{name}",
+    good=frozenset({"InService"}),
+    bad=frozenset({"Failed", "OutOfService", "UpdateRollbackFailed"}),
+)
+KINDS = (TRAINING, TRANSFORM, ENDPOINT)
+
+
+@dataclass(frozen=True, order=True)
+class LogLine:
+    """One line a container wrote."""
+
+    timestamp: int
+    """Milliseconds since 1970."""
+    stream: str
+    message: str
+
+    @property
+    def host(self) -> str:
+        """`algo-1` of the stream `job/algo-1-1700000000`."""
+        tail = self.stream.rpartition("/")[2]
+        return "-".join(tail.split("-")[:2])
+
+
+@dataclass
+class LogFollower:
+    """Reads what is new in all log streams of a job, merged by time."""
+
+    aws: Aws
+    group: str
+    prefix: str
+    tail: list[LogLine] = field(default_factory=list)
+    _tokens: dict[str, str] = field(default_factory=dict)
+
+    def read(self) -> list[LogLine]:
+        """Lines since the last call, oldest first."""
+        lines = sorted(line for stream in self._streams() for line in self._new_lines(stream))
+        self.tail = [*self.tail, *lines][-LOG_TAIL_LINES:]
+        return lines
+
+    def _streams(self) -> list[str]:
+        prefix: dict[str, str] = {"logStreamNamePrefix": self.prefix} if self.prefix else {}
+        try:
+            pages = (
+                self.aws.client("logs")
+                .get_paginator("describe_log_streams")
+                .paginate(logGroupName=self.group, **prefix)
+            )
+            return [stream["logStreamName"] for page in pages for stream in page["logStreams"]]
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "ResourceNotFoundException":
+                return []  # nothing has been written yet
+            with refusals("DescribeLogStreams"):
+                raise
+
+    def _new_lines(self, stream: str) -> Iterator[LogLine]:
+        while True:
+            token = {"nextToken": self._tokens[stream]} if stream in self._tokens else {}
+            reply = self.aws.call(
+                "logs",
+                "GetLogEvents",
+                logGroupName=self.group,
+                logStreamName=stream,
+                startFromHead=True,
+                **token,
+            )
+            for event in reply["events"]:
+                yield LogLine(event["timestamp"], stream, event["message"].rstrip("\n"))
+            before, self._tokens[stream] = self._tokens.get(stream), reply["nextForwardToken"]
+            if not reply["events"] or before == reply["nextForwardToken"]:
+                return
+
+
+def follow(
+    aws: Aws,
+    kind: JobKind,
+    name: str,
+    timeout_seconds: float | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> dict[str, Any]:
+    """Show statuses and log lines until the job has ended well.
+
+    Returns:
+        Its last description.
+
+    Raises:
+        JobFailed: it ended otherwise; the message holds the reason and the last log lines.
+        TimedOut: it ran into its own time limit, or this wait did.
+        Detached: the user pressed Ctrl-C; the job goes on.
+    """
+    follower = LogFollower(aws, *kind.log_streams(name))
+    watcher = StatusWatcher(kind)
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    pause = FIRST_POLL_SECONDS
+    try:
+        while True:
+            description = kind.describe(aws, name)
+            show_lines(follower.read())
+            watcher.show(description)
+            status = description[kind.status_member]
+            if status in kind.good:
+                return description
+            if status in kind.bad:
+                raise _failure(kind, name, description, follower)
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimedOut(f"{kind.title} {name} is still {status} after {timeout_seconds:.0f} s; it goes on")
+            sleep(pause)
+            pause = min(pause * POLL_GROWTH, LAST_POLL_SECONDS)
+    except KeyboardInterrupt as error:
+        verb = "delete" if kind is ENDPOINT else "stop"
+        raise Detached(
+            f"no longer watching {name}; it goes on. "
+            f"attach again: python -m launcher logs -f {name}   end it: python -m launcher {verb} {name}"
+        ) from error
+
+
+def show_lines(lines: list[LogLine]) -> None:
+    """Log lines of the containers, each after its host's name."""
+    for line in lines:
+        container_logger.info("[%s] %s", line.host, line.message)
+
+
+@dataclass
+class StatusWatcher:
+    """Tells each status once."""
+
+    kind: JobKind
+    _last: str = ""
+
+    def show(self, description: dict[str, Any]) -> None:
+        """One line when the status differs from the last one told."""
+        status = description[self.kind.status_member]
+        secondary = description.get("SecondaryStatus", status)
+        transitions = description.get("SecondaryStatusTransitions") or [{}]
+        message = transitions[-1].get("StatusMessage", "")
+        text = " · ".join(dict.fromkeys(filter(None, (status, secondary, message))))
+        if text != self._last:
+            logger.info("-> %s", text)
+            self._last = text
+
+
+def _failure(kind: JobKind, name: str, description: dict[str, Any], follower: LogFollower) -> Exception:
+    status = description[kind.status_member]
+    secondary = description.get("SecondaryStatus", status)
+    reason = description.get("FailureReason") or "no reason given"
+    if status == "Stopped" and secondary in TIME_LIMIT_STATUSES:
+        return TimedOut(
+            f"{kind.title} {name} ran into its time limit ({secondary}); what it saved is kept. "
+            "raise training.max_runtime, and set training.checkpoints to continue from there"
+        )
+    if status == "Stopped":
+        return JobFailed(f"{kind.title} {name} was stopped before it had finished")
+    tail = "\n".join(f"  [{line.host}] {line.message}" for line in follower.tail)
+    return JobFailed(f"{kind.title} {name} {status}: {reason}" + (f"\nlast lines of its log:\n{tail}" if tail else ""))
+
+
+def find_kind(aws: Aws, name: str) -> JobKind:
+    """Which kind of job has this name.
+
+    Raises:
+        AwsRefused: there is none.
+    """
+    for kind in KINDS:
+        try:
+            kind.describe(aws, name)
+        except AwsRefused as error:
+            cause = error.__cause__
+            code = cause.response["Error"]["Code"] if isinstance(cause, ClientError) else ""
+            if code not in {"ValidationException", "ResourceNotFound", "ResourceNotFoundException"}:
+                raise
+        else:
+            return kind
+    raise AwsRefused(
+        f"no training job, transform job or endpoint is named {name!r}; `python -m launcher jobs` lists them"
+    )

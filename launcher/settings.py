@@ -1,0 +1,215 @@
+"""Reads `launcher.yaml` and `--set` into a `Config`, and remembers where each value came from."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from launcher.config import Config
+from launcher.errors import ConfigError
+
+DEFAULT_FILE = Path("launcher.yaml")
+VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass
+class Source:
+    """The plain values of one or more files and options, with the origin of each."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    """Dotted key -> `launcher.yaml:12`, `launcher.yaml:12 (AWS_REGION)` or `--set`."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The checked configuration, where it came from, and the directory its relative paths start at."""
+
+    config: Config
+    origins: Mapping[str, str]
+    directory: Path
+
+
+def load(
+    path: Path | None,
+    overrides: Iterable[str] = (),
+    defaults: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """The configuration of a project.
+
+    Args:
+        path: the YAML file; None means `launcher.yaml` where there is one, else nothing but defaults.
+        overrides: `section.key=value` texts; the value is read as YAML.
+        defaults: dotted key -> YAML text, for keys the file does not set.
+        environ: for `${VARIABLE:-default}`.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or says something that is not a setting.
+    """
+    environ = os.environ if environ is None else environ
+    if path is None and DEFAULT_FILE.exists():
+        path = DEFAULT_FILE
+    source = read_file(path, environ) if path else Source()
+    for key, text in (defaults or {}).items():
+        if _find(source.values, key) is None:
+            _override(source, key, text, "--local")
+    for item in overrides:
+        key, separator, text = item.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {item!r} has no '='; write it like --set training.instance_count=2")
+        _override(source, key.strip(), text, "--set")
+    try:
+        config = Config.model_validate(source.values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, source)) from error
+    return Settings(config, source.origins, path.parent if path else Path())
+
+
+def read_file(path: Path, environ: Mapping[str, str]) -> Source:
+    """The values of one file, its `${…}` replaced.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or names an unset variable.
+    """
+    try:
+        root = yaml.compose(path.read_text(), Loader=Loader)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist; `python -m launcher init` writes one") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    source = Source()
+    if root is None:
+        return source
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{path}:1 must be a mapping such as 'name: demo', not a {root.tag.rpartition(':')[2]}")
+    _Reader(path, environ, source).visit(root, "")
+    source.values = Loader("").construct_document(root)
+    return source
+
+
+class _Reader:
+    def __init__(self, path: Path, environ: Mapping[str, str], source: Source) -> None:
+        self.path, self.environ, self.source = path, environ, source
+        self.resolve = Loader("").resolve
+
+    def visit(self, node: yaml.Node, key: str) -> None:
+        """Replace variables below the node and note the line of every key."""
+        where = f"{self.path}:{node.start_mark.line + 1}"
+        if isinstance(node, yaml.ScalarNode):
+            names = self._substitute(node, where)
+            self.source.origins[key] = where + (f" ({', '.join(names)})" if names else "")
+            return
+        self.source.origins[key] = where
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self.visit(item, f"{key}.{index}")
+            return
+        for name, value in node.value:
+            child = f"{key}.{name.value}".lstrip(".")
+            self.visit(value, child)
+            self.source.origins[child] = self.source.origins[child].replace(
+                where_of(self.path, value), where_of(self.path, name)
+            )
+
+    def _substitute(self, node: yaml.ScalarNode, where: str) -> list[str]:
+        names = []
+
+        def value(match: re.Match[str]) -> str:
+            names.append(match[1])
+            text = self.environ.get(match[1]) or match[2]
+            if text is None:
+                raise ConfigError(
+                    f"{where}: the variable {match[1]} is not set; export it or write ${{{match[1]}:-default}}"
+                )
+            return text
+
+        node.value = VARIABLE.sub(value, node.value)
+        if names and node.style not in {"'", '"', "|", ">"}:
+            node.tag = self.resolve(yaml.ScalarNode, node.value, (True, False))
+        return names
+
+
+def where_of(path: Path, node: yaml.Node) -> str:
+    """`file:line` of a node."""
+    return f"{path}:{node.start_mark.line + 1}"
+
+
+def _find(values: Mapping[str, Any], key: str) -> Any:
+    found: Any = values
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _override(source: Source, key: str, text: str, origin: str) -> None:
+    try:
+        value = yaml.load(text, Loader=Loader) if text else ""  # a safe loader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} {key}={text}: the value is not YAML; quote it") from error
+    *parents, last = key.split(".")
+    section = source.values
+    for name in parents:
+        if not isinstance(section.get(name), dict):
+            # a channel may be written as its source alone: `train: ./data`, then --set training.channels.train.mode=…
+            short = key.startswith("training.channels.") and isinstance(section.get(name), str)
+            section[name] = {"source": section[name]} if short else {}
+        section = section[name]
+    section[last] = value
+    source.origins[key] = origin
+
+
+def explain(error: ValidationError, source: Source) -> str:
+    """Every finding of pydantic as one line: where, what, which value, and the nearest name of a misspelt key."""
+    return "\n".join(dict.fromkeys(_finding(item, source) for item in error.errors()))
+
+
+def _finding(item: Any, source: Source) -> str:
+    # pydantic names union members in the location (`metrics.list[str]`); the file has no such key
+    parts = [str(part) for part in item["loc"] if not re.search(r"[\[(]", str(part))]
+    key = ".".join(parts)
+    where = next(
+        (source.origins[".".join(parts[:n])] for n in range(len(parts), -1, -1) if _known(parts, n, source)), ""
+    )
+    prefix = f"{where}: " if where else ""
+    if item["type"] == "extra_forbidden":
+        return f"{prefix}unknown setting {key!r}{_nearest(parts)}"
+    message = item["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(item["input"], Mapping | BaseModel) else f"={item['input']!r}"
+    return f"{prefix}{key}{value}: {message}"
+
+
+def _known(parts: list[str], length: int, source: Source) -> bool:
+    return ".".join(parts[:length]) in source.origins
+
+
+def _nearest(parts: list[str]) -> str:
+    section: Any = Config
+    for part in parts[:-1]:
+        section = _section_of(section, part)
+    names = list(getattr(section, "model_fields", {}))
+    close = difflib.get_close_matches(parts[-1], names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known here: {', '.join(names)}" if names else ""
+
+
+def _section_of(section: Any, name: str) -> Any:
+    """The model of a key's value, through Optional, list and dict annotations."""
+    fields = getattr(section, "model_fields", {})
+    if name not in fields:
+        return section  # an entry of a mapping or a list: its model was found at the key above
+    pending = [fields[name].annotation]
+    while pending:
+        annotation = pending.pop()
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return annotation
+        pending += getattr(annotation, "__args__", ())
+    return None

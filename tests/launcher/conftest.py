@@ -1,0 +1,111 @@
+"""A project on moto's AWS, and canned replies for what moto has not."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from launcher.aws import Aws
+from launcher.config import Config
+from launcher.data import Silent
+from launcher.jobs.api import JobContext
+from launcher.project import Project
+from launcher.settings import load
+
+REGION = "us-east-1"
+ACCOUNT = "123456789012"
+
+
+@pytest.fixture
+def context() -> JobContext:
+    return JobContext("digits-1", "111122223333", REGION, "bucket", "arn:aws:iam::111122223333:role/jobs")
+
+
+@pytest.fixture
+def config(tmp_path) -> Callable[..., Config]:
+    """A configuration of `--set` texts, or of a YAML text."""
+
+    def make(*overrides: str, yaml: str = "name: digits\n") -> Config:
+        path = tmp_path / "launcher.yaml"
+        path.write_text(yaml)
+        return load(path, overrides).config
+
+    return make
+
+
+@pytest.fixture
+def no_credentials(monkeypatch, tmp_path) -> None:
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+
+
+@pytest.fixture
+def aws(monkeypatch, no_credentials) -> Iterator[Aws]:
+    """A region of moto's; nothing leaves the process."""
+    from moto import mock_aws
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    with mock_aws():
+        yield Aws(REGION)
+
+
+@pytest.fixture
+def sent(aws) -> list[tuple[str, dict[str, Any]]]:
+    """Every (operation, request) as botocore gets it, whoever sends it."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+    aws.session.events.register(
+        "provide-client-params.*.*", lambda params, model, **_: calls.append((model.name, dict(params)))
+    )
+    return calls
+
+
+@pytest.fixture
+def canned(aws) -> Callable[..., None]:
+    """Answers an operation after botocore has validated and serialised the request; the last reply repeats."""
+
+    def answer(operation: str, *replies: dict[str, Any], service: str = "sagemaker") -> None:
+        waiting = list(replies)
+
+        def reply(**_: Any) -> tuple[Any, dict[str, Any]]:
+            value = waiting.pop(0) if len(waiting) > 1 else waiting[0]
+            status = 400 if "Error" in value else 200
+            return SimpleNamespace(status_code=status, headers={}), dict(value)
+
+        aws.session.events.register(f"before-call.{service}.{operation}", reply)
+
+    return answer
+
+
+@pytest.fixture
+def project(aws, tmp_path) -> Callable[..., Project]:
+    """A project in `tmp_path`, on moto."""
+
+    def make(*overrides: str, yaml: str = "name: digits\nrole: arn:aws:iam::123456789012:role/jobs\n") -> Project:
+        path = tmp_path / "launcher.yaml"
+        path.write_text(yaml)
+        settings = load(path, overrides)
+        return Project(settings.config, tmp_path, aws, Silent())
+
+    return make
+
+
+@pytest.fixture
+def golden() -> Callable[[str, Any], None]:
+    """Compares with a file under jobs/golden; where it is missing it is written, to be read and committed."""
+
+    def compare(name: str, value: Any) -> None:
+        path = Path(__file__).parent / "jobs" / "golden" / f"{name}.json"
+        if not path.exists():
+            path.write_text(json.dumps(value, indent=2) + "\n")
+            pytest.fail(f"{path} was missing and has been written: read it, commit it, run again")
+        assert value == json.loads(path.read_text())
+
+    return compare

@@ -1,0 +1,82 @@
+"""An endpoint section becomes CreateModel, CreateEndpointConfig and CreateEndpoint."""
+
+import pytest
+
+from launcher.jobs import endpoint
+from launcher.jobs.endpoint import ServedModel
+from launcher.validate import problems
+
+MODEL = ServedModel("s3://bucket/model.tar.gz")
+MODES = {
+    "realtime": "name: digits\nendpoint: {instance_type: ml.g5.xlarge, environment: {A: 1}, volume_size_gb: 100}",
+    "serverless": "name: digits\nendpoint: {serverless: {memory_mb: 2048, provisioned_concurrency: 1}}",
+    "asynchronous": """
+name: digits
+endpoint:
+  asynchronous: {max_concurrent: 4, error_topic: "arn:aws:sns:us-east-1:111122223333:errors"}
+""",
+    "variants": """
+name: digits
+endpoint:
+  variants: [{name: old, model: s3://b/1, weight: 9}, {name: new, model: s3://b/2, instance_type: ml.m5.large}]
+  shadow: {name: next, model: s3://b/3, instance_count: 1}
+  capture: {sampling: 20}
+  kms_key: alias/key
+""",
+    "multi_model": "name: digits\nendpoint: {multi_model: true, instance_type: ml.m5.xlarge}",
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_makes_valid_requests(mode, config, context, golden):
+    made = config(yaml=MODES[mode])
+    models = {name: ServedModel(uri or MODEL.uri) for name, uri in endpoint.models_of(made.endpoint).items()}
+    calls = endpoint.calls(made, context, models)
+    assert [problem for call in calls for problem in problems(call)] == []
+    golden(f"endpoint_{mode}", [call.request for call in calls])
+
+
+def test_the_same_deployment_has_the_same_names(config, context):
+    first, second = (endpoint.calls(config(), context, {"main": MODEL}) for _ in range(2))
+    assert first == second
+
+
+def test_another_model_has_another_name_and_the_endpoint_keeps_its_own(config, context):
+    first = endpoint.calls(config(), context, {"main": MODEL})
+    second = endpoint.calls(config(), context, {"main": ServedModel("s3://bucket/other.tar.gz")})
+    assert [call.request != other.request for call, other in zip(first, second, strict=True)] == [True, True, True]
+    assert first[-1].request["EndpointName"] == second[-1].request["EndpointName"] == "digits"
+
+
+def test_variants_of_one_model_create_it_once(config, context):
+    made = config("endpoint.variants=[{name: a, model: s3://b/1}, {name: b, model: s3://b/1, weight: 2}]")
+    calls = endpoint.calls(made, context, {"a": MODEL, "b": MODEL})
+    assert [call.operation for call in calls] == ["CreateModel", "CreateEndpointConfig", "CreateEndpoint"]
+
+
+@pytest.mark.parametrize("kind", ["all_at_once", "canary", "linear"])
+def test_an_update_rolls_out_as_configured(kind, config, golden):
+    made = config(f"endpoint.rollout={{type: {kind}, percent: 20, wait: 5m, alarms: [errors]}}")
+    call = endpoint.update_call(made, "digits-2")
+    assert problems(call) == []
+    golden(f"update_{kind}", call.request)
+
+
+def test_an_update_without_a_rollout_says_nothing_about_it(config):
+    assert endpoint.update_call(config(), "x").request == {"EndpointName": "digits", "EndpointConfigName": "x"}
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "expected"), [(None, (None, None)), (0.5, (None, None)), (20, (1200, 600)), (500, (3600, 3600))]
+)
+def test_c146_a_large_model_gets_time_to_download_and_to_start(gigabytes, expected, config):
+    size = None if gigabytes is None else int(gigabytes * 1e9)
+    assert endpoint.timeouts(config().endpoint, size) == expected
+
+
+def test_c146_configured_times_win(config, context):
+    made = config("endpoint.download_timeout=10m", "endpoint.startup_timeout=20m")
+    calls = endpoint.calls(made, context, {"main": ServedModel(MODEL.uri, int(900e9))})
+    (variant,) = calls[1].request["ProductionVariants"]
+    assert variant["ModelDataDownloadTimeoutInSeconds"] == 600
+    assert variant["ContainerStartupHealthCheckTimeoutInSeconds"] == 1200

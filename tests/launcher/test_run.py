@@ -1,0 +1,140 @@
+"""A job is followed the same way whatever its kind: statuses, merged logs, the outcome."""
+
+import logging
+from datetime import UTC, datetime
+
+import pytest
+
+from launcher import run
+from launcher.errors import AwsRefused, Detached, JobFailed, TimedOut
+
+GROUP = "/aws/sagemaker/TrainingJobs"
+
+
+def status(value, secondary=None, **rest):
+    return {"TrainingJobName": "job", "TrainingJobStatus": value, "SecondaryStatus": secondary or value, **rest}
+
+
+def no_sleep(_):
+    pass
+
+
+@pytest.fixture
+def log(aws):
+    """Writes lines into CloudWatch: (stream, milliseconds after now, text)."""
+    aws.call("logs", "CreateLogGroup", logGroupName=GROUP)
+    now = int(datetime.now(UTC).timestamp() * 1000)
+
+    def write(stream, *lines):
+        aws.call("logs", "CreateLogStream", logGroupName=GROUP, logStreamName=stream)
+        events = [{"timestamp": now + offset, "message": text} for offset, text in lines]
+        aws.call("logs", "PutLogEvents", logGroupName=GROUP, logStreamName=stream, logEvents=events)
+
+    return write
+
+
+def test_the_lines_of_all_hosts_are_merged_by_time(aws, log):
+    log("job/algo-1-17", (0, "first"), (2, "third"))
+    log("job/algo-2-17", (1, "second"))
+    log("job-2/algo-1-18", (1, "another job's"))
+    follower = run.LogFollower(aws, GROUP, "job/")
+    assert [(line.host, line.message) for line in follower.read()] == [
+        ("algo-1", "first"),
+        ("algo-2", "second"),
+        ("algo-1", "third"),
+    ]
+    assert follower.read() == []
+
+
+def test_a_job_that_ends_well_is_described(aws, canned, log, caplog):
+    log("job/algo-1-17", (0, "epoch=1"))
+    message = [{"StatusMessage": "Downloading input data"}]
+    canned(
+        "DescribeTrainingJob",
+        status("InProgress", "Starting"),
+        status("InProgress", "Downloading", SecondaryStatusTransitions=message),
+        status("Completed"),
+    )
+    with caplog.at_level(logging.INFO, "launcher"):
+        description = run.follow(aws, run.TRAINING, "job", sleep=no_sleep)
+    assert description["TrainingJobStatus"] == "Completed"
+    assert [record.getMessage() for record in caplog.records] == [
+        "[algo-1] epoch=1",
+        "-> InProgress · Starting",
+        "-> InProgress · Downloading · Downloading input data",
+        "-> Completed",
+    ]
+
+
+def test_a_job_that_fails_tells_its_reason_and_its_last_lines(aws, canned, log):
+    log("job/algo-1-17", *((n, f"line {n}") for n in range(30)))
+    canned("DescribeTrainingJob", status("Failed", FailureReason="AlgorithmError: no labels, exit code: 1"))
+    with pytest.raises(JobFailed) as error:
+        run.follow(aws, run.TRAINING, "job", sleep=no_sleep)
+    assert "training job job Failed: AlgorithmError: no labels, exit code: 1" in str(error.value)
+    assert "[algo-1] line 29" in str(error.value)
+    assert "line 9\n" not in str(error.value)
+
+
+def test_a_job_that_was_stopped_is_not_called_done(aws, canned):
+    canned("DescribeTrainingJob", status("Stopped"))
+    with pytest.raises(JobFailed, match="was stopped before it had finished"):
+        run.follow(aws, run.TRAINING, "job", sleep=no_sleep)
+
+
+def test_a_job_out_of_time_says_what_to_raise(aws, canned):
+    canned("DescribeTrainingJob", status("Stopped", "MaxRuntimeExceeded"))
+    with pytest.raises(TimedOut, match=r"raise training\.max_runtime"):
+        run.follow(aws, run.TRAINING, "job", sleep=no_sleep)
+
+
+def test_waiting_has_an_end(aws, canned):
+    canned("DescribeTrainingJob", status("InProgress"))
+    with pytest.raises(TimedOut, match="is still InProgress after 0 s; it goes on"):
+        run.follow(aws, run.TRAINING, "job", timeout_seconds=0, sleep=no_sleep)
+
+
+def test_ctrl_c_detaches_and_says_how_to_come_back(aws, canned):
+    canned("DescribeTrainingJob", status("InProgress"))
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(Detached, match="python -m launcher logs -f job .* python -m launcher stop job"):
+        run.follow(aws, run.TRAINING, "job", sleep=interrupted)
+
+
+def test_an_endpoint_is_followed_into_service(aws, canned):
+    canned(
+        "DescribeEndpoint",
+        {"EndpointName": "e", "EndpointStatus": "Creating"},
+        {"EndpointName": "e", "EndpointStatus": "InService"},
+    )
+    assert run.follow(aws, run.ENDPOINT, "e", sleep=no_sleep)["EndpointStatus"] == "InService"
+
+
+def test_a_log_that_may_not_be_read_is_a_refusal(aws, canned):
+    canned("DescribeLogStreams", {"Error": {"Code": "AccessDeniedException", "Message": "no"}}, service="logs")
+    with pytest.raises(AwsRefused, match="AccessDeniedException"):
+        run.LogFollower(aws, GROUP, "job/").read()
+
+
+def test_the_kind_of_a_job_is_found_by_its_name(aws, canned):
+    missing = {"Error": {"Code": "ValidationException", "Message": "Requested resource not found."}}
+    canned("DescribeTrainingJob", missing)
+    canned("DescribeTransformJob", {"TransformJobName": "x", "TransformJobStatus": "Completed"})
+    assert run.find_kind(aws, "x") is run.TRANSFORM
+
+
+def test_a_name_nobody_has_is_refused(aws, canned):
+    missing = {"Error": {"Code": "ValidationException", "Message": "Requested resource not found."}}
+    for noun in ("TrainingJob", "TransformJob", "Endpoint"):
+        canned(f"Describe{noun}", missing)
+    with pytest.raises(AwsRefused, match="no training job, transform job or endpoint is named 'x'"):
+        run.find_kind(aws, "x")
+
+
+def test_a_refusal_is_not_taken_for_a_missing_job(aws, canned):
+    canned("DescribeTrainingJob", {"Error": {"Code": "AccessDeniedException", "Message": "no"}})
+    with pytest.raises(AwsRefused, match="AccessDeniedException"):
+        run.find_kind(aws, "x")

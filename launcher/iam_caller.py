@@ -1,0 +1,167 @@
+"""What who sends the requests must be allowed: the statements of the caller's policy."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from launcher.config import Config
+from launcher.iam_statements import (
+    LOG_GROUPS,
+    OBJECT_READ,
+    OBJECT_WRITE,
+    PULL_IMAGE,
+    SERVICE,
+    Arns,
+    Statement,
+    key_statements,
+    keys,
+    log_groups,
+    objects,
+    repositories_of,
+)
+from launcher.jobs.api import JobContext, split_s3_uri
+from launcher.jobs.common import image_uri, is_local_model, project_uri
+from launcher.jobs.endpoint import endpoint_name, models_of
+from launcher.needs import Need, values_of
+
+Kind = Literal["train", "transform", "deploy", "push"]
+KINDS: tuple[Kind, ...] = ("train", "transform", "deploy", "push")
+SCALING_ROLE = "AWSServiceRoleForApplicationAutoScaling_SageMakerEndpoint"
+PUSH_IMAGE = (
+    *PULL_IMAGE,
+    "ecr:CompleteLayerUpload",
+    "ecr:CreateRepository",
+    "ecr:DescribeImages",
+    "ecr:DescribeRepositories",
+    "ecr:InitiateLayerUpload",
+    "ecr:PutImage",
+    "ecr:PutImageScanningConfiguration",
+    "ecr:PutImageTagMutability",
+    "ecr:PutLifecyclePolicy",
+    "ecr:TagResource",
+    "ecr:UploadLayerPart",
+)
+
+
+def caller_statements(
+    config: Config, context: JobContext, arns: Arns, kinds: tuple[Kind, ...], needs: tuple[Need, ...]
+) -> Iterator[Statement]:
+    """What whoever sends the requests needs, for the chosen kinds of them."""
+    names = tuple(dict.fromkeys((config.name, f"{config.name}-*", endpoint_name(config))))
+    jobs: list[Kind] = [kind for kind in kinds if kind != "push"]
+    if jobs:
+        yield from _manage(arns, jobs, names, config)
+        yield Statement(
+            "PassRole", ("iam:PassRole",), (context.role_arn,), {"StringEquals": {"iam:PassedToService": SERVICE}}
+        )
+        yield Statement("FindRole", ("iam:GetRole",), (context.role_arn,))
+        groups = log_groups(config, arns, LOG_GROUPS)
+        yield Statement("ReadLogs", ("logs:DescribeLogStreams", "logs:GetLogEvents"), groups)
+        yield from _transfers(config, context, arns, needs)
+        yield from keys(arns, (), values_of(needs, "volume_key"))
+    if "deploy" in kinds and config.endpoint.scaling:
+        yield from _scaling(arns)
+    if "push" in kinds:
+        yield from _pushing(config, context, arns)
+
+
+def _manage(arns: Arns, jobs: list[Kind], names: tuple[str, ...], config: Config) -> Iterator[Statement]:
+    asked = (*names, *_named_jobs(config))
+    described = ("training-job", "transform-job", "endpoint")
+    yield Statement(  # `logs NAME` and `stop NAME` ask all three what NAME is
+        "DescribeJobs",
+        ("sagemaker:DescribeTrainingJob", "sagemaker:DescribeTransformJob", "sagemaker:DescribeEndpoint"),
+        tuple(arn for kind in described for arn in arns.sagemaker(kind, asked)),
+    )
+    lists = ("sagemaker:ListEndpoints", "sagemaker:ListTrainingJobs", "sagemaker:ListTransformJobs")
+    yield Statement("ListJobs", lists, ("*",))
+    if "train" in jobs:
+        yield Statement("Train", _actions("TrainingJob", "Create Stop"), arns.sagemaker("training-job", names))
+    if "transform" in jobs:
+        yield Statement("Transform", _actions("TransformJob", "Create Stop"), arns.sagemaker("transform-job", names))
+    if "transform" in jobs or "deploy" in jobs:
+        yield Statement("Models", _actions("Model", "Create Describe Delete"), arns.sagemaker("model", names))
+    if "deploy" in jobs:
+        yield from _endpoints(arns, names, config)
+
+
+def _named_jobs(config: Config) -> tuple[str, ...]:
+    """Training jobs, perhaps of other projects, whose models the configuration names."""
+    models = (config.transform.model or "", *models_of(config.endpoint).values())
+    return tuple(model for model in models if model and not model.startswith("s3://") and not is_local_model(model))
+
+
+def _actions(noun: str, verbs: str) -> tuple[str, ...]:
+    return (*(f"sagemaker:{verb}{noun}" for verb in verbs.split()), "sagemaker:AddTags", "sagemaker:ListTags")
+
+
+def _endpoints(arns: Arns, names: tuple[str, ...], config: Config) -> Iterator[Statement]:
+    configs, endpoints = arns.sagemaker("endpoint-config", names), arns.sagemaker("endpoint", names)
+    yield Statement("EndpointConfigs", _actions("EndpointConfig", "Describe Delete"), configs)
+    # CreateEndpoint and UpdateEndpoint are checked against the endpoint and against its configuration
+    changing = ("sagemaker:CreateEndpointConfig", "sagemaker:CreateEndpoint", "sagemaker:UpdateEndpoint")
+    yield Statement("Deploy", changing, (*endpoints, *configs))
+    invoking = "sagemaker:InvokeEndpointAsync" if config.endpoint.asynchronous else "sagemaker:InvokeEndpoint"
+    using = (*_actions("Endpoint", "Delete"), "sagemaker:UpdateEndpointWeightsAndCapacities", invoking)
+    yield Statement("UseEndpoints", using, endpoints)
+
+
+def _transfers(config: Config, context: JobContext, arns: Arns, needs: tuple[Need, ...]) -> Iterator[Statement]:
+    project = project_uri(config, context, "")
+    own = (*OBJECT_READ, *OBJECT_WRITE, "s3:DeleteObject")
+    yield from objects(arns, "ProjectFiles", own, [project])
+    elsewhere = [uri for uri in values_of(needs, "read", "write", "checkpoint") if not uri.startswith(project)]
+    yield from objects(arns, "FilesElsewhere", OBJECT_READ, elsewhere)
+    # no condition on the prefix: HeadBucket, with which the bucket is looked for, has none
+    buckets = dict.fromkeys([context.bucket, *(split_s3_uri(uri)[0] for uri in elsewhere)])
+    yield Statement("ListBuckets", ("s3:ListBucket",), tuple(map(arns.bucket, buckets)))
+    if config.bucket is None:
+        yield Statement("CreateBucket", ("s3:CreateBucket",), (arns.bucket(context.bucket),))
+    if values_of(needs, "data_key"):
+        yield from key_statements(arns, "ReadEncryptedOutputs", ("kms:Decrypt",), values_of(needs, "data_key"), {})
+
+
+def _scaling(arns: Arns) -> Iterator[Statement]:
+    changing = ("RegisterScalableTarget", "DeregisterScalableTarget", "PutScalingPolicy", "DeleteScalingPolicy")
+    yield Statement(
+        "ScaleEndpoints",
+        tuple(f"application-autoscaling:{name}" for name in changing),
+        (arns.of("application-autoscaling", "scalable-target/*"),),
+        {"StringEquals": {"application-autoscaling:service-namespace": "sagemaker"}},
+    )
+    looking = ("application-autoscaling:DescribeScalableTargets", "application-autoscaling:DescribeScalingPolicies")
+    yield Statement("LookAtScaling", looking, ("*",))
+    alarms = ("cloudwatch:DeleteAlarms", "cloudwatch:DescribeAlarms", "cloudwatch:PutMetricAlarm")
+    yield Statement("ScalingAlarms", alarms, (arns.of("cloudwatch", "alarm:TargetTracking-*"),))
+    linked = f"aws-service-role/sagemaker.application-autoscaling.amazonaws.com/{SCALING_ROLE}"
+    yield Statement(
+        "ScalingRole",
+        ("iam:CreateServiceLinkedRole",),
+        (f"arn:{arns.partition}:iam::{arns.account}:role/{linked}",),
+        {"StringEquals": {"iam:AWSServiceName": "sagemaker.application-autoscaling.amazonaws.com"}},
+    )
+
+
+def _pushing(config: Config, context: JobContext, arns: Arns) -> Iterator[Statement]:
+    images = (image_uri(config, "training", context), image_uri(config, "serving", context))
+    repositories = repositories_of(arns, images)
+    if repositories:
+        yield Statement("PushImages", PUSH_IMAGE, repositories)
+        yield Statement("LogInToRegistry", ("ecr:GetAuthorizationToken",), ("*",))
+
+
+def preflight_statements(
+    config: Config, context: JobContext, arns: Arns, needs: tuple[Need, ...]
+) -> Iterator[Statement]:
+    """What `preflight` asks beyond what the verbs need; nothing here changes anything."""
+    simulated = (context.role_arn, f"arn:{arns.partition}:iam::{arns.account}:user/${{aws:username}}")
+    yield Statement("PreflightRole", ("iam:GetRole", "iam:SimulatePrincipalPolicy"), simulated)
+    yield Statement("PreflightQuotas", ("servicequotas:ListServiceQuotas",), ("*",))
+    repositories = repositories_of(arns, values_of(needs, "image"))
+    if repositories:
+        yield Statement("PreflightImages", ("ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"), repositories)
+    used = values_of(needs, "data_key", "volume_key")
+    if used:
+        yield from key_statements(arns, "PreflightKeys", ("kms:DescribeKey",), used, {})
+    if config.network.subnets:
+        looking = ("RouteTables", "SecurityGroups", "Subnets", "VpcEndpoints")
+        yield Statement("PreflightVpc", tuple(f"ec2:Describe{noun}" for noun in looking), ("*",))

@@ -1,0 +1,65 @@
+"""The Flask app: every route of the server over the core. It is the definition, and runs under any WSGI server."""
+
+from collections.abc import Iterable
+
+import flask
+from werkzeug.exceptions import HTTPException
+
+from container import contract
+from container.serve.exchange import MethodNotAllowed, NotFound, Request, Response, ServeError
+from container.serve.service import Service
+
+READ_METHODS = ("GET", "POST")
+
+
+def create_app(service: Service) -> flask.Flask:
+    """All routes over `service`."""
+    app = flask.Flask("slipway", static_folder=None)
+    app.url_map.strict_slashes = False
+
+    @app.route(contract.HEALTH_PATH, methods=READ_METHODS)
+    def ping() -> flask.Response:
+        return answer(service.ping())
+
+    @app.post(contract.INVOCATIONS_PATH)
+    def invocations() -> flask.Response:
+        length = flask.request.content_length or 0
+        if length > service.plan.max_request_bytes:
+            raise service.too_large(length)
+        return answer(service.invoke(read(flask.request)))
+
+    @app.get(contract.EXECUTION_PARAMETERS_PATH)
+    def execution_parameters() -> flask.Response:
+        return answer(service.execution_parameters())
+
+    @app.errorhandler(ServeError)
+    def refused(error: ServeError) -> flask.Response:
+        return answer(error.response())
+
+    @app.errorhandler(HTTPException)
+    def no_route(error: HTTPException) -> flask.Response:
+        if error.code == 405:
+            allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
+            message = f"{flask.request.method} is not served at {flask.request.path}"
+            return answer(MethodNotAllowed(message).response((("Allow", allowed),)))
+        return answer(NotFound(f"nothing is served at {flask.request.path[:200]!r}").response())
+
+    return app
+
+
+def read(request: flask.Request) -> Request:
+    """The request as the core's value; the body is read to its end."""
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    return Request(request.method, request.path, headers, request.get_data(cache=False), request.args)
+
+
+def answer(response: Response) -> flask.Response:
+    """The core's value as Flask's."""
+    body: bytes | Iterable[bytes] = response.body
+    result = flask.Response(body, response.status)
+    del result.headers["Content-Type"]
+    if body != b"":
+        result.headers["Content-Type"] = response.content_type
+    for name, value in response.headers:
+        result.headers[name] = value
+    return result

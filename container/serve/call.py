@@ -1,0 +1,27 @@
+"""One request on its way through the core."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from container.serve.exchange import Request, Response
+from container.serve.handlers import Context
+
+
+class Call:
+    """A request, who waits for its answer, and what the stages leave for each other."""
+
+    __slots__ = ("arrived", "bare", "cancelled", "context", "data", "done", "request")
+
+    def __init__(self, request: Request, done: Callable[[Response], None]) -> None:
+        self.request = request
+        self.done = done
+        """Takes the answer, on any thread."""
+        self.arrived = time.monotonic()
+        self.cancelled = False
+        """Set when nobody waits any more; work that has not begun is dropped."""
+        self.bare = False
+        """Whether the records came as a bare JSON list, so that the answer is one, too."""
+        self.data: Any = None
+        self.context: Context | None = None
+        """Only where the user wrote handlers."""

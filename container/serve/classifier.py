@@ -1,0 +1,140 @@
+"""The built-in model: the image classifier that the built-in training program leaves behind."""
+
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from container.model import decode_image, load_model, normalize, resize_image
+from container.serve import codec
+from container.serve.call import Call
+from container.serve.exchange import BadRequest, UnsupportedMediaType
+
+CONTENT_TYPES = (codec.IMAGE, "image/*", *codec.ARRAY_TYPES)
+
+
+class ImageClassifier:
+    """Images or pixel values in, class probabilities out. See `model.ModelSignature` for what it was trained on."""
+
+    def __init__(self, model_dir: Path, device: str, default_accept: str) -> None:
+        self.network, self.signature = load_model(model_dir, device)
+        self.device = device
+        self.default_accept = default_accept
+
+    def decode(self, call: Call) -> torch.Tensor:
+        """The request's images as the network's input, float32 [B, C, H, W] on the CPU.
+
+        Raises:
+            UnsupportedMediaType: neither an image nor one of the array formats.
+            BadRequest: undecodable, or of another shape than the network was trained on.
+        """
+        kind = codec.media_type(call.request.headers.get("content-type"))
+        if codec.is_image(kind):
+            return normalize(self._pixels_of_image(call.request.body)[None], self.signature)
+        if kind not in codec.ARRAY_TYPES:
+            raise UnsupportedMediaType(f"Content-Type {kind!r} is not served here", known=list(CONTENT_TYPES))
+        return normalize(self._pixels_of_array(self._values(call, kind)), self.signature)
+
+    def _pixels_of_image(self, body: bytes) -> torch.Tensor:
+        try:
+            image = decode_image(body, self.signature.channels)
+        except (RuntimeError, ValueError) as error:
+            raise BadRequest(f"the body is no JPEG, PNG, GIF or WebP image: {str(error).splitlines()[0]}") from None
+        return resize_image(image, self.signature.height, self.signature.width)
+
+    def _values(self, call: Call, kind: str) -> Any:
+        if kind == codec.NPY:
+            return codec.decode_npy(call.request.body)
+        if kind == codec.CSV:
+            return codec.decode_csv(call.request.body)
+        if kind == codec.JSON_LINES:
+            return codec.to_array([_record(value) for value in codec.decode_json_lines(call.request.body)])
+        value = codec.decode_json(call.request.body)
+        if isinstance(value, dict):
+            if "instances" not in value:
+                raise BadRequest('a JSON object needs the key "instances": {"instances": [image, …]}')
+            return codec.to_array([_record(record) for record in _list(value["instances"])])
+        call.bare = True
+        return codec.to_array(value)
+
+    def _pixels_of_array(self, values: Any) -> torch.Tensor:
+        """Pixel values 0..255 as float32 [B, C, H, W]."""
+        shape = self.signature.image_shape
+        if not isinstance(values, np.ndarray):
+            raise BadRequest(self._expected("something that is no array of numbers"))
+        pixels = values.astype(np.float32)  # a copy: a body's own memory is read-only
+        for record in (shape, (int(np.prod(shape)),), *([shape[1:]] if shape[0] == 1 else [])):
+            if pixels.shape == record or (pixels.ndim == len(record) + 1 and pixels.shape[1:] == record):
+                break
+        else:
+            raise BadRequest(self._expected(f"shape {list(pixels.shape)}"))
+        if not pixels.size:
+            raise BadRequest(self._expected("no image at all"))
+        if not (pixels.min() >= 0 and pixels.max() <= 255):  # false for NaN as well
+            raise BadRequest("pixel values must be numbers from 0 to 255")
+        return torch.from_numpy(pixels.reshape(-1, *shape))
+
+    def _expected(self, got: str) -> str:
+        channels, height, width = self.signature.image_shape
+        return (
+            f"expected pixel values of shape [{channels}, {height}, {width}] for one image or "
+            f"[N, {channels}, {height}, {width}] for several ({channels * height * width} values a CSV line), got {got}"
+        )
+
+    def batch_key(self, data: Any) -> Hashable:
+        return tuple(data.shape[1:])
+
+    def predict(self, batch: Sequence[Any]) -> list[np.ndarray]:
+        """Class probabilities, float32 [B, num_classes], for each of several inputs float32 [B, C, H, W]."""
+        inputs = [torch.as_tensor(data) for data in batch]
+        with torch.inference_mode():
+            images = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
+            probabilities = torch.softmax(self.network(images.to(self.device)), dim=1).cpu().numpy()
+        ends = np.cumsum([len(data) for data in inputs])
+        return np.split(probabilities, ends[:-1])
+
+    def encode(self, prediction: Any, call: Call) -> tuple[bytes, str]:
+        """Probabilities as the caller asked for them: objects with label and score, CSV lines, or the array."""
+        kind = codec.negotiate(call.request.headers.get("accept"), codec.ARRAY_TYPES, self.default_accept)
+        if not isinstance(prediction, np.ndarray) or prediction.shape[1:] != (len(self.signature.classes),):
+            return codec.encode_prediction(prediction, kind), kind
+        if kind == codec.NPY:
+            return codec.encode_npy(prediction), kind
+        records = [self._record(row) for row in prediction]
+        if kind == codec.CSV:
+            return "\n".join(_csv_line(record) for record in records).encode(), kind
+        if kind == codec.JSON_LINES:
+            return b"\n".join(codec.encode_json(record) for record in records), kind
+        return codec.encode_json(records if call.bare else {"predictions": records}), kind
+
+    def _record(self, row: np.ndarray) -> dict[str, Any]:
+        best = int(row.argmax())
+        return {"label": self.signature.classes[best], "score": float(row[best]), "probabilities": row.tolist()}
+
+    def warm_up_body(self) -> tuple[bytes, str]:
+        """A request this model must be able to answer: one black image."""
+        return codec.encode_npy(np.zeros(self.signature.image_shape, np.float32)), codec.NPY
+
+
+def _record(value: Any) -> Any:
+    """A record is a bare list, or an object that wraps it as SageMaker's own algorithms do."""
+    if not isinstance(value, dict):
+        return value
+    for name in ("instance", "features", "data"):
+        if name in value:
+            return _record(value[name])
+    raise BadRequest('a record that is an object needs the key "instance" or "features"')
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise BadRequest('"instances" must be a list of images')
+    return value
+
+
+def _csv_line(record: dict[str, Any]) -> str:
+    label = record["label"]
+    quoted = '"' + label.replace('"', '""') + '"' if any(character in label for character in ',"\n\r') else label
+    return ",".join([quoted, f"{record['score']:.9g}", *(f"{value:.9g}" for value in record["probabilities"])])

@@ -1,0 +1,291 @@
+"""Bytes to arrays and predictions to bytes, for the formats the server reads and writes itself.
+
+Numbers that are not finite: JSON has none, so `NaN` in a JSON body is 400 and a NaN in an answer becomes `null`; CSV
+and npy carry them in both directions. Whether a model accepts them is the model's business.
+"""
+
+import csv
+import io
+import math
+import tokenize
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import orjson
+
+from container.serve.exchange import BadRequest, NotAcceptable, UnsupportedMediaType
+
+JSON = "application/json"
+CSV = "text/csv"
+NPY = "application/x-npy"
+JSON_LINES = "application/jsonlines"
+IMAGE = "application/x-image"
+ALIASES = {
+    "application/jsonl": JSON_LINES,
+    "application/x-jsonlines": JSON_LINES,
+    "application/x-ndjson": JSON_LINES,
+    "application/csv": CSV,
+    "application/npy": NPY,
+}
+ARRAY_TYPES = (JSON, CSV, NPY, JSON_LINES)
+NPY_HEADER_LIMIT = 10_000  # numpy's own limit for headers it calls safe
+
+
+def media_type(content_type: str | None) -> str:
+    """The type before `;`, in lower case, aliases resolved; JSON where the request names none."""
+    kind = (content_type or JSON).partition(";")[0].strip().lower() or JSON
+    return ALIASES.get(kind, kind)
+
+
+def is_image(kind: str) -> bool:
+    """Whether a media type announces an encoded image."""
+    return kind == IMAGE or kind.startswith("image/")
+
+
+@lru_cache(maxsize=256)
+def negotiate(accept: str | None, offered: tuple[str, ...], default: str) -> str:
+    """The offered type that the caller likes best.
+
+    Args:
+        accept: the Accept header; absent, empty or `*/*` means `default`.
+        offered: what can be written.
+        default: the server's own choice; the first offered one where it is not among them.
+
+    Raises:
+        NotAcceptable: nothing offered is acceptable.
+    """
+    fallback = default if default in offered else offered[0]
+    for kind in preferences(accept):
+        if kind == "*/*":
+            return fallback
+        if ALIASES.get(kind, kind) in offered:
+            return ALIASES.get(kind, kind)
+        if kind.endswith("/*"):
+            matching = [candidate for candidate in (fallback, *offered) if candidate.startswith(kind[:-1])]
+            if matching:
+                return matching[0]
+    raise NotAcceptable(f"Accept {accept!r} names no format this model writes", known=list(offered))
+
+
+def preferences(accept: str | None) -> list[str]:
+    """Media types of an Accept header, best first, those with q=0 left out; `["*/*"]` where there is none."""
+    ranked = []
+    for position, part in enumerate((accept or "").split(",")):
+        kind, _, parameters = part.partition(";")
+        if kind.strip():
+            ranked.append((-_quality(parameters), position, kind.strip().lower()))
+    return [kind for quality, _, kind in sorted(ranked) if quality < 0] if ranked else ["*/*"]
+
+
+def _quality(parameters: str) -> float:
+    for parameter in parameters.split(";"):
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "q":
+            try:
+                return float(value)
+            except ValueError:
+                return 0.0
+    return 1.0
+
+
+def decode_json(body: bytes) -> Any:
+    """Any JSON value.
+
+    Raises:
+        BadRequest: not JSON (NaN and infinity are not), or nested too deep.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+
+
+def decode_json_lines(body: bytes) -> list[Any]:
+    """One value per line; blank lines are no records."""
+    values = []
+    for number, line in enumerate(bytes(body).splitlines(), 1):
+        if line.strip():
+            try:
+                values.append(orjson.loads(line))
+            except orjson.JSONDecodeError as error:
+                raise BadRequest(f"line {number} of the body is not JSON: {error}") from None
+    return values
+
+
+def decode_csv(body: bytes) -> np.ndarray:
+    """Lines of numbers as float32 [rows, columns], with or without a final newline.
+
+    Raises:
+        BadRequest: not UTF-8, no rows, rows of different length, or a field that is no number.
+    """
+    try:
+        text = bytes(body).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"the CSV body is not UTF-8: {error}") from None
+    rows = list(csv.reader(io.StringIO(text))) if '"' in text else [line.split(",") for line in text.splitlines()]
+    rows = [row for row in rows if row and row != [""]]
+    if not rows:
+        raise BadRequest("the CSV body has no rows")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(rows[0]):
+            raise BadRequest(f"row {number} has {len(row)} fields, row 1 has {len(rows[0])}")
+    try:
+        return np.array(rows, dtype=np.float32)
+    except (ValueError, OverflowError):
+        raise BadRequest(_first_bad_field(rows)) from None
+
+
+def _first_bad_field(rows: Sequence[Sequence[str]]) -> str:
+    for number, row in enumerate(rows, 1):
+        for column, text in enumerate(row, 1):
+            try:
+                float(text)
+            except ValueError:
+                return f"row {number}, field {column} of the CSV body is no number: {text[:40]!r}"
+    return "the CSV body holds something that is no number"
+
+
+def decode_npy(body: bytes) -> np.ndarray:
+    """A numeric array, on the body's own memory and read-only; never unpickled.
+
+    Raises:
+        BadRequest: not npy, an object or structured dtype, or a length that differs from what the header says.
+    """
+    if body[:6] != b"\x93NUMPY" or len(body) < 10:
+        raise BadRequest("the body is not npy: it does not start with \\x93NUMPY")
+    width = 2 if body[6] == 1 else 4
+    start = 8 + width + int.from_bytes(body[8 : 8 + width], "little")
+    if start > NPY_HEADER_LIMIT:
+        raise BadRequest(f"the npy header is {start} bytes long, the limit is {NPY_HEADER_LIMIT}")
+    shape, fortran_order, dtype = _npy_header(bytes(body[:start]))
+    if len(body) != start + math.prod(shape) * dtype.itemsize:
+        raise BadRequest(
+            f"the npy header says {dtype} {list(shape)}, {math.prod(shape) * dtype.itemsize} bytes; "
+            f"the body has {len(body) - start}"
+        )
+    flat = np.frombuffer(body, dtype, offset=start) if math.prod(shape) else np.empty(0, dtype)
+    return flat.reshape(shape[::-1]).T if fortran_order else flat.reshape(shape)
+
+
+@lru_cache(maxsize=256)  # callers send the same header again and again, and parsing it costs more than the rest
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    stream = io.BytesIO(header)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read(stream, max_header_size=NPY_HEADER_LIMIT)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError) as error:
+        raise BadRequest(f"the npy header cannot be read: {type(error).__name__}") from None
+    if dtype.kind not in "biuf":
+        raise BadRequest(f"npy of dtype {dtype} is refused: send integers, floats or booleans")
+    if any(extent < 0 for extent in shape):
+        raise BadRequest(f"the npy header has a negative extent: {list(shape)}")
+    return shape, fortran_order, dtype
+
+
+def decode_text(body: bytes) -> str:
+    """The body as UTF-8 text.
+
+    Raises:
+        BadRequest: it is not UTF-8.
+    """
+    try:
+        return str(body, "utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"the body is not UTF-8: {error}") from None
+
+
+def decode_array(body: bytes, kind: str) -> Any:
+    """What a model without its own `input_fn` gets: a numpy array, or the JSON value where it is no array of numbers.
+
+    Raises:
+        UnsupportedMediaType: `kind` is none of `ARRAY_TYPES`.
+        BadRequest: the body is malformed.
+    """
+    if kind == JSON:
+        value = decode_json(body)
+        return to_array(value["instances"] if isinstance(value, dict) and "instances" in value else value)
+    if kind == NPY:
+        return decode_npy(body)
+    if kind == CSV:
+        return decode_csv(body)
+    if kind == JSON_LINES:
+        return to_array(decode_json_lines(body))
+    raise UnsupportedMediaType(f"Content-Type {kind!r} has no decoder here", known=list(ARRAY_TYPES))
+
+
+def to_array(value: Any) -> Any:
+    """Nested lists of numbers as an array (floats as float32), anything else unchanged."""
+    if not isinstance(value, list):
+        return value
+    try:
+        array = np.array(value)
+    except ValueError:  # ragged
+        return value
+    if array.dtype.kind not in "biuf":
+        return value
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def encode_prediction(prediction: Any, kind: str) -> bytes:
+    """A prediction without its own `output_fn`: arrays and JSON values in any of `ARRAY_TYPES`; bytes as they are.
+
+    Line-based answers end without a newline: `AssembleWith=Line` adds it.
+    """
+    if isinstance(prediction, bytes | bytearray | memoryview | str):
+        return to_bytes(prediction)
+    if kind == JSON:
+        return encode_json(prediction)
+    if kind == JSON_LINES:
+        rows = prediction if isinstance(prediction, list | np.ndarray) else [prediction]
+        return b"\n".join(encode_json(row) for row in rows)
+    array = _as_array(prediction, kind)
+    if kind == NPY:
+        return encode_npy(array)
+    return "\n".join(",".join(map(str, np.atleast_1d(row).ravel().tolist())) for row in np.atleast_1d(array)).encode()
+
+
+def to_bytes(value: Any) -> bytes:
+    """What a handler returned as the body: bytes, text, or any JSON value."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    return encode_json(value)
+
+
+def _as_array(prediction: Any, kind: str) -> np.ndarray:
+    try:
+        array = np.asarray(prediction)
+    except ValueError:  # ragged
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind == "O":
+        raise NotAcceptable(f"this answer is no array and has no form as {kind}; ask for {JSON}", known=[JSON])
+    return array
+
+
+def encode_json(value: Any) -> bytes:
+    """JSON with arrays as lists, at any depth; NaN and infinity become null."""
+    try:
+        return orjson.dumps(value, default=_jsonable, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    except orjson.JSONEncodeError as error:
+        raise TypeError(str(error.__cause__ or error)) from None
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()  # not contiguous, or of a dtype orjson does not know
+    if isinstance(value, set | frozenset):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form; return it from output_fn as bytes")
+
+
+def encode_npy(array: np.ndarray) -> bytes:
+    """The array in numpy's format; objects are refused by numpy itself."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()

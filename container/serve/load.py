@@ -1,0 +1,29 @@
+"""Loads the model into a service. Its own module because it imports numpy and may import torch, which takes seconds."""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from container.serve.predictor import load_predictor
+from container.serve.service import Service
+
+logger = logging.getLogger(__name__)
+
+
+def load_model(service: Service, model_dir: Path, device: str, environ: Mapping[str, str]) -> None:
+    """Load what is in `model_dir` and have `service` answer with it.
+
+    Raises:
+        HandlerError: the user's file does not fit, or there is nothing to serve.
+        ModelFormatError: the built-in artifact is damaged.
+        Exception: whatever the user's code raises, or the warm-up request.
+    """
+    began = time.monotonic()
+    plan = service.plan
+    predictor = load_predictor(model_dir, environ, device, plan.default_accept, plan.torch_threads)
+    loaded = time.monotonic()
+    service.serve(predictor)
+    functions = ", ".join(predictor.functions.names()) or "built-in handlers"
+    warmed = time.monotonic()
+    logger.info("ready: %s on %s, loaded in %.1f s, warm-up %.2f s", functions, device, loaded - began, warmed - loaded)

@@ -1,0 +1,288 @@
+"""The model behind the server: how a request becomes its input, the input a prediction, the prediction an answer.
+
+Each of the three steps is the user's function where there is one, else the default of the model at hand: the built-in
+image classifier's, or the plain array formats for whatever `model_fn` returned.
+"""
+
+import operator
+import re
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from container.serve import codec
+from container.serve.call import Call
+from container.serve.exchange import HandlerFailed, Request, Response, ServeError
+from container.serve.handlers import Context, HandlerError, UserFunctions, find_program, load_functions
+
+SIGNATURE_FILE = "model.json"  # container.model's, which imports torch: a model without torch starts in half a second
+UTF8_TYPES = (codec.JSON, codec.CSV, codec.JSON_LINES)  # handed to input_fn as text, as AWS's toolkit does
+HEADER_LIMIT = 1024  # of a response header that SageMaker passes on
+HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding", "connection"})  # the server's own business
+
+
+class Model(Protocol):
+    """What stands behind the user's functions, or alone: the three default steps."""
+
+    default_accept: str
+
+    def decode(self, call: Call) -> Any: ...
+
+    def batch_key(self, data: Any) -> Hashable:
+        """Inputs of equal key may share a batch; None never does."""
+
+    def predict(self, batch: Sequence[Any]) -> list[Any]: ...
+
+    def encode(self, prediction: Any, call: Call) -> tuple[bytes, str]: ...
+
+
+class ArrayModel:
+    """Whatever `model_fn` returned, fed with arrays: a torch module, or anything that can be called."""
+
+    def __init__(self, model: Any, device: str, default_accept: str) -> None:
+        self.is_module = _is_torch(model, "nn.Module")
+        self.model = model.to(device).eval() if self.is_module else model
+        self.device = device
+        self.default_accept = default_accept
+        self._batches: dict[Hashable, bool] = {}
+        """Per key whether a batch was seen to give the same rows as single requests; absent: not tried yet."""
+
+    def decode(self, call: Call) -> Any:
+        headers = call.request.headers
+        return codec.decode_array(call.request.body, codec.media_type(headers.get("content-type")))
+
+    def batch_key(self, data: Any) -> Hashable:
+        """Arrays of equal row shape and dtype, until a batch of them was seen to change an answer."""
+        if not self.is_module or not isinstance(data, np.ndarray) or data.ndim < 2:
+            return None
+        key = (data.dtype.str, data.shape[1:])
+        return key if self._batches.get(key, True) else None
+
+    def predict(self, batch: Sequence[Any]) -> list[Any]:
+        if len(batch) == 1:
+            return [self._predict(batch[0])]
+        key = self.batch_key(batch[0])
+        together = self._predict_rows(batch)
+        if self._batches.get(key):
+            return together
+        # The first batch of its kind is computed both ways: a module may mix rows (a sequence without a batch axis).
+        alone = [self._predict(data) for data in batch]
+        self._batches[key] = all(_agree(one, other) for one, other in zip(together, alone, strict=True))
+        return alone
+
+    def _predict_rows(self, batch: Sequence[np.ndarray]) -> list[Any]:
+        rows = self._predict(np.concatenate(batch))
+        ends = np.cumsum([len(data) for data in batch])
+        if not isinstance(rows, np.ndarray) or len(rows) != ends[-1]:
+            return [None] * len(batch)
+        return np.split(rows, ends[:-1])
+
+    def _predict(self, data: Any) -> Any:
+        if not self.is_module:
+            return self.model(data)
+        torch = sys.modules["torch"]
+        with torch.inference_mode():
+            return _to_numpy(self.model(torch.from_numpy(_writable(data)).to(self.device)))
+
+    def encode(self, prediction: Any, call: Call) -> tuple[bytes, str]:
+        kind = codec.negotiate(call.request.headers.get("accept"), codec.ARRAY_TYPES, self.default_accept)
+        return codec.encode_prediction(_to_numpy(prediction), kind), kind
+
+
+class Predictor:
+    """A loaded model and the user's functions over it, as the three steps the core runs."""
+
+    def __init__(
+        self, model: Any, defaults: Model, functions: UserFunctions, context_of: Callable[[Request], Context]
+    ) -> None:
+        self.model = model
+        self.defaults = defaults
+        self.functions = functions
+        self._context_of = context_of
+
+    def decode(self, call: Call) -> Any:
+        """The request's data: `input_fn`'s, or the default's."""
+        functions = self.functions
+        if functions is not NO_FUNCTIONS:
+            call.context = self._context_of(call.request)
+        if functions.transform_fn:
+            return self._text_or_bytes(call)
+        if functions.input_fn:
+            return functions.input_fn(*self._text_or_bytes(call), call.context)
+        return self.defaults.decode(call)
+
+    def _text_or_bytes(self, call: Call) -> tuple[Any, str]:
+        content_type = call.request.headers.get("content-type") or codec.JSON
+        kind = codec.media_type(content_type)
+        if kind not in UTF8_TYPES and not kind.startswith("text/"):
+            return call.request.body, kind
+        return codec.decode_text(call.request.body), kind
+
+    def batch_key(self, data: Any) -> Hashable:
+        """What may share a batch; a user's own `predict_fn` gets one request at a time."""
+        if self.functions.predict_fn or self.functions.transform_fn:
+            return None
+        return self.defaults.batch_key(data)
+
+    def predict(self, calls: Sequence[Call]) -> list[Any]:
+        """Predictions for calls that share a batch key, in their order."""
+        call, functions = calls[0], self.functions
+        if functions.transform_fn:
+            data, kind = call.data
+            return [functions.transform_fn(self.model, data, kind, self._accept(call), call.context)]
+        if functions.predict_fn:
+            return [functions.predict_fn(call.data, self.model, call.context)]
+        return self.defaults.predict([call.data for call in calls])
+
+    def encode(self, prediction: Any, call: Call) -> Response:
+        """The answer with the headers the handlers set."""
+        functions = self.functions
+        if functions is NO_FUNCTIONS:
+            body, content_type = self.defaults.encode(prediction, call)
+            return Response(200, body, content_type)
+        kind = self._accept(call)
+        if functions.output_fn:
+            prediction = functions.output_fn(prediction, kind, call.context)
+        elif not functions.transform_fn and not isinstance(prediction, Iterator):
+            prediction, kind = self.defaults.encode(prediction, call)
+        if isinstance(prediction, Response):
+            return prediction
+        if isinstance(prediction, tuple) and len(prediction) == 2 and isinstance(prediction[1], str):
+            prediction, kind = prediction
+        return _answer(prediction, kind, call)
+
+    def _accept(self, call: Call) -> str:
+        """The one media type a handler is asked for."""
+        best = codec.preferences(call.request.headers.get("accept"))
+        return self.defaults.default_accept if not best or best[0] == "*/*" else best[0]
+
+
+NO_FUNCTIONS = UserFunctions()
+
+
+def load_predictor(
+    model_dir: Path, environ: Mapping[str, str], device: str, default_accept: str, torch_threads: int = 1
+) -> Predictor:
+    """The model in `model_dir` with the user's functions, where there are any.
+
+    Raises:
+        HandlerError: the user's file does not fit, or there is nothing to serve.
+        ModelFormatError: the built-in artifact is damaged.
+        Exception: whatever the user's code raises.
+    """
+
+    def context_of(request: Request) -> Context:
+        return Context(request.headers, str(model_dir), device)
+
+    program = find_program(model_dir, environ)
+    functions = load_functions(program) if program else NO_FUNCTIONS
+    built_in = not functions.model_fn and (model_dir / SIGNATURE_FILE).is_file()
+    if built_in:
+        from container.serve.classifier import ImageClassifier  # imports torch
+    limit_torch(torch_threads)
+    load_context = Context({}, str(model_dir), device)
+    if functions.pre_model_fn:
+        functions.pre_model_fn(str(model_dir), load_context)
+    if functions.model_fn:
+        model = functions.model_fn(str(model_dir), load_context)
+        defaults: Any = ArrayModel(model, device, default_accept)
+        _check_default_predict(functions, model, program)
+    elif built_in:
+        defaults = ImageClassifier(model_dir, device, default_accept)
+        model = defaults.network
+    elif functions.predict_fn or functions.transform_fn:
+        model, defaults = None, ArrayModel(None, device, default_accept)
+    else:
+        raise HandlerError(
+            f"{model_dir} holds neither {SIGNATURE_FILE} (the built-in program's model) nor code/inference.py "
+            f"with model_fn, predict_fn or transform_fn: {_listing(model_dir)}"
+        )
+    if functions.model_warmup_fn:
+        functions.model_warmup_fn(str(model_dir), model, load_context)
+    return Predictor(model, defaults, functions, context_of)
+
+
+def limit_torch(threads: int) -> None:
+    """Give torch its share of the cores before it computes, where somebody imported it."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads)
+
+
+def _is_torch(value: Any, name: str) -> bool:
+    """Whether `value` is a torch object: only possible where somebody imported torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, operator.attrgetter(name)(torch))
+
+
+def _check_default_predict(functions: UserFunctions, model: Any, program: Path | None) -> None:
+    if functions.predict_fn or functions.transform_fn or callable(model):
+        return
+    raise HandlerError(f"{program}: model_fn returned {type(model).__name__}, which cannot be called; write predict_fn")
+
+
+def _listing(model_dir: Path) -> str:
+    if not model_dir.is_dir():
+        return "the directory does not exist"
+    names = sorted(path.name for path in model_dir.iterdir())
+    return "it holds " + ", ".join(names[:8]) if names else "it is empty"
+
+
+def _answer(result: Any, kind: str, call: Call) -> Response:
+    headers = dict(call.context.response_headers) if call.context else {}
+    for name in [name for name in headers if name.lower() == "content-type"]:
+        kind = headers.pop(name)
+    check_headers({**headers, "Content-Type": kind})
+    extra = tuple(headers.items())
+    if isinstance(result, Iterator):
+        pieces = (codec.to_bytes(piece) for piece in result)
+        return Response(200, pieces if wants_stream(call) else b"".join(pieces), kind, extra)
+    return Response(200, codec.to_bytes(result), kind, extra)
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Refuse response headers that would break the answer's framing or that SageMaker would not pass on.
+
+    Raises:
+        HandlerFailed: a name or value is not allowed.
+    """
+    for name, value in headers.items():
+        if not HEADER_NAME.fullmatch(name) or name.lower() in FRAMING_HEADERS:
+            raise HandlerFailed(f"a handler set the response header {name!r}, which it may not")
+        if not isinstance(value, str) or len(value) > HEADER_LIMIT or not value.isascii() or not value.isprintable():
+            raise HandlerFailed(f"response header {name} must be printable ASCII of at most {HEADER_LIMIT} characters")
+
+
+def wants_stream(call: Call) -> bool:
+    """Whether this request asked for a stream: by its handler, by Accept, or by `"stream": true` in a JSON body."""
+    if call.context and call.context.stream:
+        return True
+    if codec.preferences(call.request.headers.get("accept"))[:1] == ["text/event-stream"]:
+        return True
+    headers, body = call.request.headers, call.request.body
+    if codec.media_type(headers.get("content-type")) != codec.JSON or b'"stream"' not in body:
+        return False
+    try:
+        value = codec.decode_json(body)
+    except ServeError:
+        return False
+    return isinstance(value, dict) and value.get("stream") is True
+
+
+def _to_numpy(value: Any) -> Any:
+    return value.detach().cpu().numpy() if _is_torch(value, "Tensor") else value
+
+
+def _writable(data: Any) -> np.ndarray:
+    if not isinstance(data, np.ndarray):
+        raise codec.BadRequest(f"the model takes an array of numbers, got {type(data).__name__}")
+    return data if data.flags.writeable and data.flags.c_contiguous else data.copy()
+
+
+def _agree(one: Any, other: Any) -> bool:
+    if not isinstance(one, np.ndarray) or not isinstance(other, np.ndarray) or one.shape != other.shape:
+        return False
+    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True))

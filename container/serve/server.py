@@ -1,0 +1,176 @@
+"""`python -m container serve`: decide how to serve on this machine, say so, and run gunicorn as this very process."""
+
+import logging
+import os
+import socket
+import sys
+import threading
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
+
+from container import contract
+from container.serve import failures
+from container.serve.asgi import Door
+from container.serve.health import Health, State
+from container.serve.plan import (
+    Machine,
+    PlanError,
+    ServerPlan,
+    artifact_size,
+    plan_server,
+    read_machine,
+)
+from container.serve.service import Service
+
+logger = logging.getLogger(__name__)
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def main() -> int:
+    """Serve until SIGTERM; the exit status is the process's.
+
+    Returns:
+        1 where a setting is wrong or the port is taken; gunicorn ends the process itself otherwise, with 3 when the
+        model cannot be loaded.
+    """
+    configure_logging(os.environ.get(contract.CONTAINER_LOG_LEVEL) or "20")
+    opt_ml = contract.OptMl.from_env()
+    machine = read_machine()
+    try:
+        size = artifact_size(opt_ml.model)
+        plan = plan_server(machine, os.environ, size)
+        check_port(plan.port)
+    except (PlanError, PortTaken) as error:
+        logger.error("%s", failures.describe(error))
+        return 1
+    logger.info("serving: %s (cores=%d memory=%.1fGiB gpus=%d artifact=%.1fMB)", *_figures(plan, machine, size))
+    prepare_environment(plan)
+    Gunicorn(plan, machine, opt_ml).run()
+    return 0
+
+
+def _figures(plan: ServerPlan, machine: Machine, size: int) -> tuple[Any, ...]:
+    return plan.line(), machine.cores, machine.memory_bytes / 1024**3, machine.gpus, size / 1e6
+
+
+class PortTaken(Exception):
+    """Another process listens where this one should."""
+
+
+def check_port(port: int) -> None:
+    """Fail at once where gunicorn would try for five seconds and then not say why.
+
+    Raises:
+        PortTaken: somebody listens there.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))
+        except OSError as error:
+            raise PortTaken(f"port {port} cannot be bound: {error.strerror}") from None
+
+
+def configure_logging(level: str) -> None:
+    """Log to standard output, which CloudWatch reads; SageMaker's level is a number such as 20."""
+    logging.basicConfig(
+        stream=sys.stdout,
+        level=int(level) if level.isdecimal() else level.upper(),
+        format="%(asctime)s %(levelname)s %(process)d %(message)s",
+        force=True,
+    )
+
+
+def prepare_environment(plan: ServerPlan) -> None:
+    """Settings that libraries read when they are imported, and that the user's own subprocesses inherit."""
+    for name in THREAD_VARIABLES:
+        os.environ.setdefault(name, str(plan.torch_threads))
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # the model directory is read-only
+    sys.dont_write_bytecode = True
+
+
+class Gunicorn(BaseApplication):
+    """gunicorn with our plan; its master is this process, so that PID 1 gets SIGTERM and drains."""
+
+    def __init__(self, plan: ServerPlan, machine: Machine, opt_ml: contract.OptMl) -> None:
+        self.plan = plan
+        self.machine = machine
+        self.opt_ml = opt_ml
+        self.health = Health(plan.processes)
+        self.slot = 0
+        super().__init__()
+
+    def run(self) -> None:
+        try:
+            Arbiter(self).run()
+        except HaltServer as error:  # a second process failed while the master stopped because of the first
+            self._at_end()
+            sys.exit(error.exit_status)
+
+    def load_config(self) -> None:
+        plan = self.plan
+        settings = {
+            "bind": f"0.0.0.0:{plan.port}",
+            "workers": plan.processes,
+            "worker_class": "container.serve.worker.Worker",
+            "timeout": 0,  # a slow prediction must not get its process killed; deadlines are the service's
+            "graceful_timeout": plan.graceful_seconds,
+            "keepalive": plan.keep_alive_seconds,
+            "backlog": plan.backlog,
+            "worker_tmp_dir": plan.worker_tmp_dir,
+            "control_socket_disable": True,
+            "loglevel": "warning",
+            "errorlog": "-",
+            "pre_fork": self._before_fork,
+            "post_fork": self._after_fork,
+            "child_exit": self._after_exit,
+            "on_exit": self._at_end,
+        }
+        for name, value in settings.items():
+            self.cfg.set(name, value)
+
+    def _before_fork(self, arbiter: Arbiter, worker: Any) -> None:
+        worker.slot = self.health.claim()
+
+    def _after_fork(self, arbiter: Arbiter, worker: Any) -> None:
+        self.slot = worker.slot
+
+    def _after_exit(self, arbiter: Arbiter, worker: Any) -> None:
+        was = self.health.leave(worker.slot)
+        stopping = not arbiter.LISTENERS
+        if was is State.LOADING and not stopping:
+            self.health.fail(
+                "serve cannot start [died] the process ended while it loaded the model: killed for memory, or ended by "
+                "the model's own code; fix: use an instance with more memory, and do not call os._exit"
+            )
+            raise HaltServer("a process died while it loaded the model", Arbiter.WORKER_BOOT_ERROR)
+
+    def _at_end(self, _arbiter: Arbiter | None = None) -> None:
+        if line := self.health.failure():
+            logger.error("%s", line)
+
+    def load(self) -> Door:
+        """The application of one process, which answers `/ping` at once and loads its model beside it."""
+        service = Service(self.plan, self.health)
+        threading.Thread(target=self._load_model, args=(service,), name="load", daemon=True).start()
+        return Door(service)
+
+    def _load_model(self, service: Service) -> None:
+        try:
+            from container.serve.load import load_model  # imports numpy and torch: after the socket answers
+
+            load_model(service, self.opt_ml.model, self.device(), os.environ)
+        except BaseException as error:
+            self.health.fail(failures.describe(error))
+            logger.debug("the model could not be loaded", exc_info=error)
+            self.health.mark(self.slot, State.FAILED)
+            logging.shutdown()
+            os._exit(Arbiter.WORKER_BOOT_ERROR)  # the master halts on it; a thread cannot end the process otherwise
+        self.health.mark(self.slot, State.READY)
+
+    def device(self) -> str:
+        return f"cuda:{self.slot % self.machine.gpus}" if self.machine.gpus else "cpu"

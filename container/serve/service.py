@@ -1,0 +1,173 @@
+"""The core: a request value in, a response value out, whichever door it came through."""
+
+import itertools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from container import contract
+from container.serve.batcher import Batcher
+from container.serve.call import Call
+from container.serve.exchange import (
+    BodyTooLarge,
+    HandlerFailed,
+    Request,
+    Response,
+    ServeError,
+    Unavailable,
+    json_response,
+)
+from container.serve.health import Health
+from container.serve.plan import ServerPlan
+
+if TYPE_CHECKING:  # it imports torch, and the server answers before that is done
+    from container.serve.predictor import Predictor
+
+logger = logging.getLogger(__name__)
+
+Done = Callable[[Response], None]
+
+
+class Service:
+    """Answers requests with the model it was given; until then it says that it is loading."""
+
+    def __init__(self, plan: ServerPlan, health: Health) -> None:
+        self.plan = plan
+        self.health = health
+        self._predictor: Predictor | None = None
+        self._batcher = Batcher(self._compute, plan.compute_threads, plan.max_batch_size, plan.max_queue)
+        self._errors = itertools.count(1)
+
+    # -- life
+
+    def serve(self, predictor: "Predictor") -> None:
+        """Begin to answer with this model, after one request has gone all the way through it.
+
+        Raises:
+            RuntimeError: the warm-up request was not answered with 200.
+        """
+        self._predictor = predictor
+        self._batcher.start()
+        warm_up = getattr(predictor.defaults, "warm_up_body", None)
+        if warm_up is None or predictor.functions.names():
+            return  # only the built-in model says what a valid request looks like
+        body, content_type = warm_up()
+        request = Request("POST", contract.INVOCATIONS_PATH, {"content-type": content_type}, body)
+        response = self.invoke(request)
+        if response.status != 200:
+            raise RuntimeError(f"the warm-up request was answered with {response.status}: {response.body!r}")
+
+    def stop(self) -> None:
+        """Let the compute threads end after what waits."""
+        self._batcher.stop()
+
+    def ping(self) -> Response:
+        """200 and nothing else once every process answers, else 503 and why. Touches no model."""
+        if self._predictor is not None and not self._batcher.alive():
+            return json_response(503, {"state": "failed", "error": "a compute thread of this process has ended"})
+        return self.health.response()
+
+    def execution_parameters(self) -> Response:
+        """How batch transform should call: as many at once as run at once, and whole batches of records."""
+        concurrent = self.plan.processes * self.plan.compute_threads
+        payload = min(contract.DEFAULT_MAX_PAYLOAD_IN_MB, max(1, 100 // concurrent))  # the product may not pass 100
+        return json_response(
+            200,
+            {
+                "MaxConcurrentTransforms": min(concurrent, 100),
+                "BatchStrategy": "MULTI_RECORD",
+                "MaxPayloadInMB": payload,
+            },
+        )
+
+    # -- invocations
+
+    def invoke(self, request: Request) -> Response:
+        """Answer a request, waiting for it."""
+        answered = threading.Event()
+        answers: list[Response] = []
+
+        def done(response: Response) -> None:
+            answers.append(response)
+            answered.set()
+
+        self.submit(Call(request, done))
+        answered.wait()
+        return answers[0]
+
+    def submit(self, call: Call) -> None:
+        """Have a request answered through `call.done`, on this or another thread, exactly once."""
+        try:
+            if len(call.request.body) > self.plan.max_request_bytes:
+                raise self.too_large(len(call.request.body))
+            if self._predictor is None:
+                raise Unavailable("the model is still loading")
+            self._batcher.submit(call)
+        except ServeError as error:
+            call.done(error.response())
+
+    def too_large(self, length: int) -> BodyTooLarge:
+        return BodyTooLarge(f"the body has {length} bytes, this server takes {self.plan.max_request_bytes}")
+
+    def _compute(self, calls: Sequence[Call]) -> None:
+        groups: dict[Hashable, list[Call]] = {}
+        for call in calls:
+            if call.cancelled:
+                continue
+            key = self._attempt(call, self._decode)
+            if key is not FAILED:
+                groups.setdefault(call if key is None else key, []).append(call)
+        for group in groups.values():
+            self._predict(group)
+
+    def _decode(self, call: Call) -> Hashable:
+        predictor = self._loaded()
+        call.data = predictor.decode(call)
+        return predictor.batch_key(call.data)
+
+    def _predict(self, group: list[Call]) -> None:
+        if len(group) > 1:
+            try:
+                predictions = self._loaded().predict(group)
+            except Exception as error:  # which request is at fault shows when each is tried alone
+                logger.warning("a batch of %d failed (%s); trying its requests one by one", len(group), error)
+            else:
+                for call, prediction in zip(group, predictions, strict=True):
+                    self._attempt(call, self._encode, prediction)
+                return
+        for call in group:
+            self._attempt(call, self._predict_alone)
+
+    def _predict_alone(self, call: Call) -> None:
+        self._encode(call, self._loaded().predict([call])[0])
+
+    def _encode(self, call: Call, prediction: Any) -> None:
+        call.done(self._loaded().encode(prediction, call))
+
+    def _attempt(self, call: Call, step: Callable[..., Any], *arguments: Any) -> Any:
+        """Run one step of one call; what goes wrong is its answer and nobody else's."""
+        try:
+            return step(call, *arguments)
+        except HandlerFailed as error:
+            call.done(self._failed(call, error, str(error)))
+        except ServeError as error:
+            call.done(error.response())
+        except (Exception, SystemExit) as error:  # user code may call sys.exit: that ends a request, not the server
+            call.done(self._failed(call, error, "the handler failed; the log has the reason under this id"))
+        return FAILED
+
+    def _failed(self, call: Call, error: BaseException, message: str) -> Response:
+        identity = f"{os.getpid()}-{next(self._errors)}-{int(time.time())}"
+        inference_id = call.request.headers.get(contract.INFERENCE_ID_HEADER.lower(), "")
+        logger.error("request failed id=%s inference_id=%s", identity, inference_id, exc_info=error)
+        return HandlerFailed(message, id=identity).response()
+
+    def _loaded(self) -> "Predictor":
+        assert self._predictor is not None
+        return self._predictor
+
+
+FAILED = object()

@@ -1,0 +1,225 @@
+"""A tiny artifact, both doors over one core, and real server processes."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from container.model import ModelSignature, build_network, save_model
+from container.serve.app import create_app
+from container.serve.asgi import Door
+from container.serve.health import Health, State
+from container.serve.plan import Machine, plan_server
+from container.serve.predictor import load_predictor
+from container.serve.service import Service
+
+CLASSES = tuple("abcdefghij")
+MACHINE = Machine(cores=1, memory_bytes=8 * 1024**3, gpus=0, shm_writable=True)
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory):
+    """Directory of a convnet for grey 8 x 8 images, ten classes, random weights."""
+    directory = tmp_path_factory.mktemp("artifact")
+    torch.manual_seed(0)
+    signature = ModelSignature("convnet", CLASSES, 1, 8, 8, (0.5,), (0.25,))
+    save_model(directory, build_network("convnet", 10, (1, 8, 8)), signature)
+    return directory
+
+
+@pytest.fixture
+def user_model(tmp_path):
+    """Writes code/inference.py (and other files) into a model directory and returns it."""
+
+    def write(code, **files):
+        directory = tmp_path / "model"
+        (directory / "code").mkdir(parents=True, exist_ok=True)
+        (directory / "code" / "inference.py").write_text(textwrap.dedent(code))
+        for name, text in files.items():
+            (directory / "code" / f"{name}.py").write_text(textwrap.dedent(text))
+        return directory
+
+    return write
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict = field(default_factory=dict)
+    body: bytes = b""
+
+
+class FlaskDoor:
+    def __init__(self, service):
+        self.client = create_app(service).test_client()
+
+    def request(self, method, path, body=b"", headers=None):
+        answer = self.client.open(path, method=method, data=body, headers=headers or {})
+        return Answer(answer.status_code, {name.lower(): value for name, value in answer.headers.items()}, answer.data)
+
+
+class AsgiDoor:
+    def __init__(self, service):
+        self.app = Door(service)
+
+    def request(self, method, path, body=b"", headers=None):
+        return asyncio.run(self._request(method, path, body, headers or {}))
+
+    async def _request(self, method, path, body, headers):
+        app = Door(self.app.service)  # one event loop per application
+        middle = len(body) // 2
+        messages = [
+            {"type": "http.request", "body": body[:middle], "more_body": True},
+            {"type": "http.request", "body": body[middle:], "more_body": False},
+        ]
+        sent = []
+
+        async def receive():
+            return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        path, _, query = path.partition("?")
+        encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+        scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": encoded}
+        await app({**scope, "http_version": "1.1", "scheme": "http", "root_path": ""}, receive, send)
+        names = {name.decode(): value.decode("latin-1") for name, value in sent[0]["headers"]}
+        return Answer(sent[0]["status"], names, b"".join(message.get("body", b"") for message in sent[1:]))
+
+
+@pytest.fixture(params=[FlaskDoor, AsgiDoor], ids=["flask", "asgi"])
+def open_door(request):
+    """Loads a model directory into a core and opens a door to it."""
+    services = []
+
+    def opened(model_dir, environ=None, machine=MACHINE):
+        plan = plan_server(machine, environ or {}, 0)
+        health = Health(1)
+        service = Service(plan, health)
+        slot = health.claim()
+        if model_dir is not None:
+            service.serve(load_predictor(model_dir, environ or {}, "cpu", plan.default_accept))
+            health.mark(slot, State.READY)
+        services.append(service)
+        return request.param(service)
+
+    yield opened
+    for service in services:
+        service.stop()
+
+
+@pytest.fixture
+def door(open_door, artifact):
+    """A door to the built-in classifier."""
+    return open_door(artifact)
+
+
+class Server:
+    """`python -m container serve` as a process of its own."""
+
+    def __init__(self, base_dir, port, environ):
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = base_dir / "log"
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": "/tmp",
+            "SAGEMAKER_BASE_DIR": str(base_dir),
+            "SAGEMAKER_BIND_TO_PORT": str(port),
+            **environ,
+        }
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "container", "serve"], stdout=log, stderr=log, env=environment
+            )
+
+    def request(self, method, path, body=None, headers=None, timeout=30):
+        request = urllib.request.Request(self.url + path, data=body, headers=headers or {}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return Answer(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read())
+        except urllib.error.HTTPError as error:
+            return Answer(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read())
+
+    def ping(self):
+        try:
+            return self.request("GET", "/ping", timeout=5).status
+        except OSError:
+            return 0
+
+    def wait_ready(self, seconds=60):
+        deadline = time.monotonic() + seconds
+        while self.ping() != 200:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+        return self
+
+    def workers(self):
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def start_server(tmp_path):
+    """Starts a server on a model directory; stopped when the test ends."""
+    servers = []
+
+    def start(model_dir=None, **environ):
+        base = tmp_path / f"ml{len(servers)}"
+        base.mkdir()
+        if model_dir is not None:
+            (base / "model").symlink_to(model_dir)
+        servers.append(Server(base, free_port(), environ))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def in_background():
+    """Runs a function in a thread and hands its result out."""
+
+    def run(function, *arguments, **keywords):
+        results = []
+        thread = threading.Thread(target=lambda: results.append(function(*arguments, **keywords)), daemon=True)
+        thread.start()
+
+        def result(timeout=60):
+            thread.join(timeout)
+            assert results, "the background call has no result"
+            return results[0]
+
+        return result
+
+    return run

@@ -1,0 +1,111 @@
+import threading
+
+import pytest
+
+from container.serve.batcher import Batcher
+from container.serve.call import Call
+from container.serve.exchange import Request, Unavailable
+
+
+class Recorder:
+    """Stands for the model: records each batch and holds the first until it is let go."""
+
+    def __init__(self):
+        self.batches = []
+        self.entered = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+
+    def __call__(self, calls):
+        self.batches.append(len(calls))
+        self.entered.release()
+        assert self.go.acquire(timeout=10)
+        for call in calls:
+            call.done(None)
+
+
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+@pytest.fixture
+def make_batcher(recorder):
+    batchers = []
+
+    def make(threads=1, max_batch_size=8, max_queue=100):
+        batchers.append(Batcher(recorder, threads, max_batch_size, max_queue))
+        batchers[-1].start()
+        return batchers[-1]
+
+    yield make
+    for batcher in batchers:
+        batcher.stop()
+        recorder.go.release(100)
+
+
+def submit(batcher, count):
+    answered = threading.Semaphore(0)
+    for _ in range(count):
+        batcher.submit(Call(Request("POST", "/invocations"), lambda response: answered.release()))
+    return answered
+
+
+def test_a_lone_request_is_a_batch_of_one_at_once(make_batcher, recorder):
+    submit(make_batcher(), 1)
+    assert recorder.entered.acquire(timeout=5)
+    assert recorder.batches == [1]
+
+
+def test_what_arrives_while_the_model_is_busy_is_the_next_batch(make_batcher, recorder):
+    batcher = make_batcher()
+    submit(batcher, 1)
+    assert recorder.entered.acquire(timeout=5)
+    submit(batcher, 5)
+    recorder.go.release()
+    assert recorder.entered.acquire(timeout=5)
+    assert recorder.batches == [1, 5]
+
+
+def test_a_batch_is_never_larger_than_its_limit(make_batcher, recorder):
+    batcher = make_batcher(max_batch_size=3)
+    submit(batcher, 1)
+    assert recorder.entered.acquire(timeout=5)
+    answered = submit(batcher, 7)
+    recorder.go.release(100)
+    assert all(answered.acquire(timeout=5) for _ in range(7))
+    assert max(recorder.batches) == 3
+
+
+def test_waiting_requests_are_shared_among_the_threads_instead_of_batched_on_one(make_batcher, recorder):
+    batcher = make_batcher(threads=2)
+    submit(batcher, 2)
+    assert recorder.entered.acquire(timeout=5)
+    assert recorder.entered.acquire(timeout=5)
+    answered = submit(batcher, 4)
+    recorder.go.release(100)
+    assert all(answered.acquire(timeout=5) for _ in range(4))
+    assert max(recorder.batches) <= 2
+
+
+def test_a_full_queue_refuses_the_next_request_with_retry_after(make_batcher, recorder):
+    batcher = make_batcher(max_queue=2)
+    submit(batcher, 1)
+    assert recorder.entered.acquire(timeout=5)
+    submit(batcher, 2)
+    with pytest.raises(Unavailable, match="2 requests wait already") as raised:
+        submit(batcher, 1)
+    response = raised.value.response()
+    assert response.status == 503
+    assert ("Retry-After", "1") in response.headers
+
+
+def test_a_stopped_batcher_answers_what_waits_and_ends_its_threads(make_batcher, recorder):
+    batcher = make_batcher(threads=2)
+    assert batcher.alive()
+    answered = submit(batcher, 3)
+    batcher.stop()
+    recorder.go.release(100)
+    assert all(answered.acquire(timeout=5) for _ in range(3))
+    for thread in batcher._threads:
+        thread.join(5)
+    assert not batcher.alive()

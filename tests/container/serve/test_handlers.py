@@ -1,0 +1,108 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from container.serve.handlers import Context, HandlerError, find_program, load_functions
+
+
+@pytest.fixture
+def program(tmp_path):
+    def write(code):
+        path = tmp_path / "inference.py"
+        path.write_text(code)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def predict_fn(data, model): return (data, model)",
+        "def predict_fn(data, model, context): return (data, model, context)",
+        "def predict_fn(data, model, ctx): return (data, model, ctx)",
+        "def predict_fn(data, model, *, context): return (data, model, context)",
+        "def predict_fn(data, model, context=None): return (data, model, context)",
+        "def predict_fn(data, model, temperature=0.7): return (data, model)",
+        "def predict_fn(*arguments): return arguments",
+        "class P:\n  def __call__(self, data, model): return (data, model)\npredict_fn = P()",
+    ],
+)
+def test_functions_are_called_with_context_when_they_take_it(program, code):
+    result = load_functions(program(code)).predict_fn("d", "m", "c")
+    assert result in (("d", "m"), ("d", "m", "c"))
+    assert len(result) == (3 if "context" in code or "ctx" in code else 2)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "def predict_fn(data): pass",
+            r"inference.py:1: predict_fn\(data\) does not fit; write predict_fn\(data, model\)",
+        ),
+        ("\ndef output_fn(a, b, c, d): pass", r"inference.py:2: output_fn"),
+        ("def model_fn(): pass", r"model_fn\(\) does not fit"),
+        ("def input_fn(data, *, context): pass", "does not fit"),
+        ("predict_fn = 3", "predict_fn is no function"),
+        ("async def predict_fn(data, model): pass", "is async"),
+        ("def predict(data): pass", "defines none of pre_model_fn, model_fn"),
+    ],
+)
+def test_a_signature_that_does_not_fit_is_found_at_load(program, code, message):
+    with pytest.raises(HandlerError, match=message):
+        load_functions(program(code))
+
+
+def test_c107_transform_fn_beside_a_function_it_replaces_is_an_error(program):
+    code = "def transform_fn(model, data, content_type, accept): pass\ndef input_fn(data, content_type): pass\n"
+    with pytest.raises(HandlerError, match="defines transform_fn and input_fn"):
+        load_functions(program(code))
+
+
+def test_the_users_module_does_not_take_another_modules_name(program):
+    load_functions(program("import sys\ndef predict_fn(data, model): pass"))
+    assert "inference" not in sys.modules
+    assert "slipway_user_inference" in sys.modules
+
+
+def test_c107_the_program_is_found_in_the_model_directory_or_where_it_was_submitted(tmp_path):
+    assert find_program(tmp_path, {}) is None
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "inference.py").touch()
+    assert find_program(tmp_path, {}) == tmp_path / "code" / "inference.py"
+    submitted = tmp_path / "submitted"
+    submitted.mkdir()
+    (submitted / "serve_me.py").touch()
+    environ = {"SAGEMAKER_PROGRAM": "serve_me.py", "SAGEMAKER_SUBMIT_DIRECTORY": f"file://{submitted}"}
+    assert find_program(tmp_path, environ) == submitted / "serve_me.py"
+
+
+def test_c106_empty_program_and_submit_directory_are_unset(tmp_path):
+    assert find_program(tmp_path, {"SAGEMAKER_PROGRAM": "", "SAGEMAKER_SUBMIT_DIRECTORY": ""}) is None
+
+
+def test_a_program_that_is_nowhere_is_named_with_the_places_looked_at(tmp_path):
+    with pytest.raises(HandlerError, match=r"SAGEMAKER_PROGRAM='absent.py' is in none of: .*code"):
+        find_program(tmp_path, {"SAGEMAKER_PROGRAM": "absent.py"})
+
+
+def test_a_program_without_a_python_suffix_is_refused(tmp_path):
+    path = tmp_path / "inference.txt"
+    path.write_text("")
+    with pytest.raises(HandlerError, match=r"ends in \.py"):
+        load_functions(Path(path))
+
+
+def test_the_context_speaks_the_language_of_aws_toolkits():
+    context = Context(
+        {"x-amzn-sagemaker-custom-attributes": "a=1", "x-amzn-sagemaker-inference-id": "i"}, "/m", "cuda:3"
+    )
+    assert (context.custom_attributes, context.inference_id) == ("a=1", "i")
+    assert context.system_properties == {"model_dir": "/m", "gpu_id": 3}
+    assert context.get_request_header(0, "X-Amzn-SageMaker-Inference-Id") == "i"
+    context.set_response_content_type(0, "text/plain")
+    context.set_response_header("X-A", "b")
+    assert context.response_headers == {"Content-Type": "text/plain", "X-A": "b"}
+    assert Context({}, "/m", "cpu").system_properties["gpu_id"] is None

@@ -1,0 +1,307 @@
+"""The real thing: `python -m container serve` as a process, over sockets."""
+
+import http.client
+import io
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pytest
+
+JSON = {"Content-Type": "application/json"}
+NPY = {"Content-Type": "application/x-npy"}
+ONE_PROCESS = {"SAGEMAKER_MODEL_SERVER_WORKERS": "1"}
+SLEEPER = """
+    import time
+    def predict_fn(data, model):
+        time.sleep(data["seconds"])
+        return {"slept": data["seconds"]}
+"""
+
+
+def sleep_body(seconds):
+    return json.dumps({"seconds": seconds}).encode()
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def image():
+    return npy(np.full((1, 8, 8), 7, np.uint8))
+
+
+def test_c82_c83_c85_c86_c104_c106_the_server_binds_at_once_and_answers_once_it_is_ready(start_server, artifact, image):
+    before = sorted(path.name for path in artifact.rglob("*"))
+    os.chmod(artifact, stat.S_IRUSR | stat.S_IXUSR)
+    # The SDK sends the last two empty, which is unset.
+    server = start_server(
+        artifact, SAGEMAKER_MODEL_SERVER_WORKERS="2", SAGEMAKER_PROGRAM="", SAGEMAKER_SUBMIT_DIRECTORY=""
+    )
+    seen = set()
+    while (status := server.ping()) != 200:
+        seen.add(status)
+        assert server.process.poll() is None
+        time.sleep(0.05)
+    assert seen <= {0, 503}
+    assert 503 in seen
+    answer = server.request("GET", "/ping")
+    assert (answer.status, answer.body) == (200, b"")
+    answer = server.request("POST", "/invocations", image, NPY)
+    assert answer.status == 200
+    assert answer.headers["content-length"] == str(len(answer.body))
+    listening = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=False).stdout
+    assert not listening or f"0.0.0.0:{server.port}" in listening
+    assert sorted(path.name for path in artifact.rglob("*")) == before
+    log = server.log.read_text()
+    assert re.search(rf"serving: port={server.port} processes=2 .* cores=\d+", log.replace("(", " "))
+    os.chmod(artifact, 0o755)
+
+
+def test_c84_c87_c98_c138_while_every_thread_is_busy_ping_answers_and_connects_succeed(
+    start_server, user_model, in_background
+):
+    server = start_server(user_model(SLEEPER), SAGEMAKER_MODEL_SERVER_WORKERS="2").wait_ready()
+    slow = [in_background(server.request, "POST", "/invocations", sleep_body(4), JSON) for _ in range(4)]
+    time.sleep(0.5)
+    for _ in range(20):
+        began = time.monotonic()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=2):
+            connected = time.monotonic() - began
+        answer = server.request("GET", "/ping", timeout=2)
+        assert answer.status == 200
+        assert connected < 2
+        time.sleep(0.05)
+    assert [json.loads(result().body)["slept"] for result in slow] == [4] * 4
+
+
+@pytest.mark.slow
+def test_c87_c98_a_prediction_of_59_seconds_completes_and_never_blocks_ping(start_server, user_model, in_background):
+    server = start_server(user_model(SLEEPER), **ONE_PROCESS).wait_ready()
+    workers = server.workers()
+    slow = in_background(server.request, "POST", "/invocations", sleep_body(59), JSON, timeout=70)
+    for _ in range(55):
+        assert server.request("GET", "/ping", timeout=2).status == 200
+        time.sleep(1)
+    assert json.loads(slow().body) == {"slept": 59}
+    assert server.workers() == workers
+
+
+def test_c97_c100_a_body_of_25_mb_is_taken_whole_or_in_chunks_and_returned(start_server, user_model):
+    server = start_server(user_model("def transform_fn(model, data, kind, accept): return data"), **ONE_PROCESS)
+    server.wait_ready()
+    body = os.urandom(25 * 1024 * 1024)
+    headers = {"Content-Type": "application/octet-stream"}
+    assert server.request("POST", "/invocations", body, headers).body == body
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    pieces = (body[start : start + 1_000_000] for start in range(0, len(body), 1_000_000))
+    connection.request("POST", "/invocations", pieces, headers, encode_chunked=True)
+    answer = connection.getresponse()
+    assert answer.getheader("Transfer-Encoding") is None
+    assert answer.read() == body
+    connection.close()
+
+
+def test_c136_a_body_of_100_mb_is_taken_in_batch_mode(start_server, user_model):
+    model = user_model("def transform_fn(model, data, kind, accept): return str(len(data))")
+    server = start_server(model, SAGEMAKER_BATCH="true", **ONE_PROCESS).wait_ready()
+    body = bytes(100 * 1024 * 1024)
+    answer = server.request("POST", "/invocations", body, {"Content-Type": "application/octet-stream"})
+    assert answer.body == b"104857600"
+
+
+def test_c99_a_client_that_leaves_costs_nothing_but_its_own_request(start_server, user_model):
+    server = start_server(user_model(SLEEPER), **ONE_PROCESS).wait_ready()
+    for _ in range(5):
+        client = socket.create_connection(("127.0.0.1", server.port))
+        body = sleep_body(0.2)
+        client.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        client.close()
+    half = socket.create_connection(("127.0.0.1", server.port))
+    half.sendall(b"POST /invocations HTTP/1.1\r\nContent-Length: 100\r\n\r\nhalf")
+    half.close()
+    assert json.loads(server.request("POST", "/invocations", sleep_body(0), JSON).body) == {"slept": 0}
+
+
+def test_c101_sigterm_lets_the_request_in_flight_finish(start_server, user_model, in_background):
+    server = start_server(user_model(SLEEPER), **ONE_PROCESS).wait_ready()
+    slow = in_background(server.request, "POST", "/invocations", sleep_body(10), JSON)
+    time.sleep(1)
+    began = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    assert json.loads(slow().body) == {"slept": 10}
+    assert server.process.wait(30) == 0
+    assert time.monotonic() - began < 30
+
+
+def test_c102_the_processes_end_with_their_master(start_server, user_model):
+    server = start_server(user_model(SLEEPER), SAGEMAKER_MODEL_SERVER_WORKERS="2").wait_ready()
+    workers = server.workers()
+    assert len(workers) == 2
+    server.process.kill()
+    server.process.wait()
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{worker}") for worker in workers):
+        assert time.monotonic() < deadline, "a process outlived its master"
+        time.sleep(0.1)
+
+
+def test_c103_a_dead_process_is_replaced_while_the_other_answers(start_server, artifact, image):
+    server = start_server(artifact, SAGEMAKER_MODEL_SERVER_WORKERS="2").wait_ready()
+    first, second = server.workers()
+    os.kill(first, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while server.ping() != 503:  # the master has seen it
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    answers = set()
+    while server.ping() != 200:
+        answers.add(server.request("POST", "/invocations", image, NPY).status)
+        assert time.monotonic() < deadline, server.log.read_text()
+        time.sleep(0.05)
+    assert answers <= {200, 503}
+    assert second in server.workers()
+    assert first not in server.workers()
+    assert server.request("POST", "/invocations", image, NPY).status == 200
+
+
+def test_c128_two_servers_on_two_ports_bind_nothing_else(start_server, user_model):
+    servers = [start_server(user_model(SLEEPER), **ONE_PROCESS) for _ in range(2)]
+    for server in servers:
+        server.wait_ready()
+        assert server.request("POST", "/invocations", sleep_body(0), JSON).status == 200
+        ports = set()
+        for pid in [server.process.pid, *server.workers()]:
+            ports |= listening_ports(pid)
+        assert ports == {server.port}
+
+
+def listening_ports(pid):
+    """TCP ports in LISTEN among the sockets a process holds open."""
+    held = set()
+    for descriptor in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            held.add(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
+        except OSError:
+            continue
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        with open(f"/proc/{pid}/net/{table}") as lines:
+            for fields in map(str.split, list(lines)[1:]):
+                if fields[3] == "0A" and f"socket:[{fields[9]}]" in held:
+                    ports.add(int(fields[1].split(":")[1], 16))
+    return ports
+
+
+def test_c112_the_first_piece_of_a_stream_arrives_before_the_last_is_made(start_server, user_model):
+    model = user_model("""
+        import time
+        def predict_fn(data, model):
+            yield "first"
+            time.sleep(3)
+            yield "last"
+    """)
+    server = start_server(model, **ONE_PROCESS).wait_ready()
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("POST", "/invocations", b'{"stream": true}', JSON)
+    answer = connection.getresponse()
+    began = time.monotonic()
+    assert answer.read(5) == b"first"
+    first = time.monotonic() - began
+    assert answer.read() == b"last"
+    assert time.monotonic() - began - first > 1.5
+    assert answer.getheader("Transfer-Encoding") == "chunked"
+
+
+def test_c112_an_error_in_the_middle_of_a_stream_aborts_the_connection(start_server, user_model):
+    model = user_model("""
+        def predict_fn(data, model):
+            yield "first"
+            raise ValueError("secret")
+    """)
+    server = start_server(model, **ONE_PROCESS).wait_ready()
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("POST", "/invocations", b'{"stream": true}', JSON)
+    with pytest.raises(http.client.IncompleteRead):
+        connection.getresponse().read()
+    assert server.ping() == 200
+
+
+@pytest.mark.parametrize(
+    ("code", "cause", "words"),
+    [
+        ("def predict_fn(data, model)\n    pass", "syntax-error", "inference.py:1"),
+        ("import absent_package", "missing-dependency", "inference.py:1: ModuleNotFoundError"),
+        ("def model_fn(model_dir): raise KeyError('weights')", "handler-error", "inference.py:1: KeyError: 'weights'"),
+        ("def predict_fn(data): pass", "bad-handler", "predict_fn(data, model)"),
+        ("def transform_fn(m, d, c, a): pass\ndef input_fn(d, c): pass", "bad-handler", "transform_fn replaces them"),
+        ("import sys; sys.exit(0)", "exit", "SystemExit: 0"),
+        ("import os; os._exit(0)", "died", "killed for memory"),
+    ],
+)
+def test_c88_c107_a_handler_that_cannot_serve_ends_the_server_with_one_line(
+    start_server, user_model, code, cause, words
+):
+    assert_fails(start_server(user_model(code), SAGEMAKER_MODEL_SERVER_WORKERS="2"), cause, words)
+
+
+def assert_fails(server, cause, words):
+    assert server.process.wait(60) not in (0, None)
+    lines = [line for line in server.log.read_text().splitlines() if "serve cannot start" in line]
+    assert len(lines) == 1, server.log.read_text()
+    assert f"[{cause}]" in lines[0]
+    assert words in lines[0]
+    assert "; fix: " in lines[0]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_c105_no_model_and_no_handler_is_an_explicit_error(start_server, tmp_path, exists):
+    directory = tmp_path / "empty"
+    directory.mkdir()
+    server = start_server(directory if exists else None, **ONE_PROCESS)
+    assert_fails(server, "bad-handler", "it is empty" if exists else "the directory does not exist")
+
+
+def test_a_port_that_is_taken_ends_the_server(start_server, artifact):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        server = start_server(artifact, SAGEMAKER_BIND_TO_PORT=str(taken.getsockname()[1]))
+        assert_fails(server, "port-taken", "SAGEMAKER_BIND_TO_PORT")
+
+
+def test_a_bad_setting_ends_the_server_with_one_line(start_server, artifact):
+    server = start_server(artifact, SAGEMAKER_MODEL_SERVER_WORKERS="many")
+    assert_fails(server, "bad-setting", "SAGEMAKER_MODEL_SERVER_WORKERS='many'")
+
+
+def test_many_connections_get_their_own_answers(start_server, user_model):
+    server = start_server(user_model("def predict_fn(data, model): return data"), **ONE_PROCESS).wait_ready()
+    wrong = []
+
+    def client(number):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        for step in range(50):
+            body = json.dumps([number, step]).encode()
+            connection.request("POST", "/invocations", body, JSON)
+            answer = connection.getresponse().read()
+            if json.loads(answer) != [number, step]:
+                wrong.append(answer)
+        connection.close()
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

@@ -164,6 +164,7 @@ def save_model(directory: Path, network: nn.Module, signature: ModelSignature) -
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     temporary = directory / f".{WEIGHTS_FILE}.{os.getpid()}"
     save_file(weights, temporary, metadata={"format": "pt"})
+    temporary.chmod(0o644)  # safetensors gives it to its owner alone; a serverless endpoint reads it as somebody else
     temporary.replace(directory / WEIGHTS_FILE)
     stamped = asdict(signature) | {"torch_version": torch.__version__, "torchvision_version": torchvision.__version__}
     temporary = directory / f".{SIGNATURE_FILE}.{os.getpid()}"
@@ -195,14 +196,16 @@ def load_model(directory: Path, device: torch.device | str = "cpu") -> tuple[nn.
 
     Raises:
         ModelFormatError: a file is missing or damaged, or the weights do not fit the signature.
+        PermissionError: this user may not read the weights.
     """
     signature = read_signature(directory)
     network = build_network(signature.architecture, len(signature.classes), signature.image_shape)
     path = directory / WEIGHTS_FILE
+    if not path.is_file():
+        raise ModelFormatError(f"{path} is missing beside {SIGNATURE_FILE}")
+    path.open("rb").close()  # safetensors calls a file that it may not read a missing one
     try:
         network.load_state_dict(load_file(path))
-    except FileNotFoundError:
-        raise ModelFormatError(f"{path} is missing beside {SIGNATURE_FILE}") from None
     except Exception as error:  # safetensors' and torch's own errors share no base class
         raise ModelFormatError(f"{path} does not fit its signature: {type(error).__name__}: {error}") from error
     return network.to(device).eval(), signature

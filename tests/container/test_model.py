@@ -73,6 +73,10 @@ def test_a_signature_without_weights_is_refused(artifact):
         load_model(artifact)
 
 
+def test_c142_the_artifact_can_be_read_by_another_user(artifact):
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in artifact.iterdir())
+
+
 def test_damaged_weights_are_refused(artifact):
     (artifact / WEIGHTS_FILE).write_bytes(b"not weights")
     with pytest.raises(ModelFormatError, match="does not fit its signature"):

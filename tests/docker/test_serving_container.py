@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1800)]
 def artifact(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     directory = tmp_path_factory.mktemp("model")
+    directory.chmod(0o755)  # readable for other users, as the files SageMaker unpacks are
     signature = ModelSignature("convnet", ("cat", "dog"), 1, 8, 8, (0.5,), (0.5,))
     save_model(directory, build_network("convnet", 2, signature.image_shape), signature)
     return directory

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from launcher.aws import Aws, use_environment
 from launcher.console import progress_for, stdout_or_stderr
 from launcher.digits import write_digits
 from launcher.errors import ConfigError, JobFailed
+from launcher.jobs import training
 from launcher.jobs.api import s3_join
 from launcher.local import client
 from launcher.local.client import LocalServer
@@ -121,7 +122,7 @@ class Demonstration:
         region = server.environment()["AWS_REGION"]
         channels = {f"training.channels.{name}": self.images / name for name in ("train", "test")}
         overrides = [f"{key}={path}" for key, path in channels.items()]
-        overrides += [f"transform.input={self.images / 'test'}", f"region={region}", f"role={ROLE}"]
+        overrides += [f"region={region}", f"role={ROLE}"]
         config = load(CONFIG_FILE, overrides).config
         self.project = Project(config, Path(), Aws(region), progress_for(stdout_or_stderr(json_wanted)))
         self.aws = self.project.aws
@@ -175,7 +176,11 @@ class Demonstration:
         return read_predictions(output / "test_predictions.csv")
 
     def _transform(self, expected: dict[str, Prediction]) -> None:
-        name = self.project.start_transform()
+        context = self.project.context()
+        there = training.channel_uri(self.project.config, context, "test")  # uploaded for the training job
+        section = self.project.config.transform.model_copy(update={"input": there})
+        config = self.project.config.model_copy(update={"transform": section})
+        name = replace(self.project, config=config).start_transform()
         description = run.follow(self.aws, run.TRANSFORM, name)
         target = DEMO / "transform" / name
         data.download(self.aws, s3_join(description["TransformOutput"]["S3OutputPath"], ""), target)

@@ -67,6 +67,11 @@ def build(image: Image, directory: Path, network: str | None = None, buildkit: b
         raise ConfigError(f"{dockerfile} does not exist; set images.….dockerfile, or build in the directory it lies in")
     client = engine()
     if buildkit:
+        if not has_buildx():
+            raise ConfigError(
+                "the docker client has no buildx, which BuildKit needs; "
+                "install the docker-buildx plugin, or set images.buildkit: false"
+            )
         argv, environment = build_argv(image, directory, network), buildkit_environment(os.environ)
         if subprocess.run(argv, env=environment, check=False).returncode:
             raise JobFailed(f"the build of {local_reference(image)} failed; the step above says why")
@@ -85,6 +90,11 @@ def build(image: Image, directory: Path, network: str | None = None, buildkit: b
         ),
     )
     return client.images.get(local_reference(image)).id
+
+
+def has_buildx() -> bool:
+    """Whether the docker client can build with BuildKit."""
+    return not subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False).returncode
 
 
 def buildkit_environment(environ: Mapping[str, str]) -> dict[str, str]:

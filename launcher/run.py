@@ -17,7 +17,7 @@ container_logger = logging.getLogger(f"{__name__}.container")
 
 FIRST_POLL_SECONDS = 0.5  # a local job of seconds should be seen ending; polls then slow down for jobs of hours
 LAST_POLL_SECONDS = 10.0
-POLL_GROWTH = 1.1
+POLL_SHARE = 0.03  # of the time waited so far: nobody notices 3 %
 LOG_TAIL_LINES = 20
 TIME_LIMIT_STATUSES = frozenset({"MaxRuntimeExceeded", "MaxWaitTimeExceeded"})
 
@@ -152,8 +152,7 @@ def follow(
     """
     follower = LogFollower(aws, *kind.log_streams(name))
     watcher = StatusWatcher(kind)
-    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-    pause = FIRST_POLL_SECONDS
+    started = time.monotonic()
     try:
         while True:
             description = kind.describe(aws, name)
@@ -164,10 +163,10 @@ def follow(
                 return description
             if status in kind.bad:
                 raise _failure(kind, name, description, follower)
-            if deadline is not None and time.monotonic() > deadline:
+            waited = time.monotonic() - started
+            if timeout_seconds is not None and waited > timeout_seconds:
                 raise TimedOut(f"{kind.title} {name} is still {status} after {timeout_seconds:.0f} s; it goes on")
-            sleep(pause)
-            pause = min(pause * POLL_GROWTH, LAST_POLL_SECONDS)
+            sleep(min(max(waited * POLL_SHARE, FIRST_POLL_SECONDS), LAST_POLL_SECONDS))
     except KeyboardInterrupt as error:
         verb = "delete" if kind is ENDPOINT else "stop"
         raise Detached(

@@ -1,0 +1,254 @@
+"""The command line: fast to start, the same options everywhere, one line and an exit status when something is wrong."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher import cli
+from launcher.errors import JobFailed
+
+ROOT = Path(__file__).parents[2]
+YAML = """
+name: digits
+role: arn:aws:iam::123456789012:role/jobs
+training: {instance_type: ml.m5.large, channels: {train: images}}
+transform: {instance_type: ml.m5.large, input: images}
+endpoint: {instance_type: ml.m5.large}
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A project directory, entered."""
+    (tmp_path / "launcher.yaml").write_text(YAML)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.txt").write_text("1")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def cpu_seconds_of(*arguments, cwd):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "launcher", *arguments]
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done.stdout.decode(), after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def imported_by(*arguments, cwd):
+    program = (
+        f"import sys; from launcher.cli import main; assert main({list(arguments)!r}) == 0; "
+        "print('\\n' + ' '.join(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_needs_click_alone(here):
+    assert not {"pydantic", "yaml", "boto3", "botocore", "sagemaker", "rich"} & imported_by("--help", cwd=here)
+
+
+@pytest.mark.parametrize("verb", ["train", "transform", "deploy"])
+def test_a_dry_run_needs_neither_sdk_nor_boto3(verb, here):
+    assert not {"boto3", "botocore", "sagemaker", "rich"} & imported_by(verb, "--dry-run", cwd=here)
+
+
+@pytest.mark.parametrize("verb", ["train", "transform", "deploy"])
+def test_a_dry_run_prints_the_requests_without_credentials(verb, here, no_credentials, capsys):
+    assert cli.main([verb, "--dry-run", "--json"]) == 0
+    calls = json.loads(capsys.readouterr().out)
+    assert {"service", "operation", "request"} == calls[-1].keys()
+    expected = {"train": "CreateTrainingJob", "transform": "CreateTransformJob", "deploy": "CreateEndpoint"}
+    assert calls[-1]["operation"] == expected[verb]
+
+
+def test_a_dry_run_prints_the_same_requests_for_a_person(here, no_credentials, capsys):
+    assert cli.main(["train", "--dry-run"]) == 0
+    assert '"TrainingInputMode": "File"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["endpoints"],
+        ["jobs"],
+        ["delete", "x"],
+        ["stop", "x"],
+        ["logs", "x"],
+        ["download", "s3://a/b"],
+        ["build"],
+        ["invoke", "images/1.txt"],
+    ],
+)
+def test_every_verb_has_a_dry_run(arguments, here, no_credentials, capsys):
+    assert cli.main([*arguments, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_a_training_job_runs_to_its_model(here, aws, capsys):
+    assert cli.main(["train"]) == 0
+    output = capsys.readouterr().out
+    assert "-> uploaded 1 files" in output
+    assert "-> CreateTrainingJob digits-" in output
+    assert "-> trained digits-" in output
+    assert "next: python -m launcher deploy digits-" in output
+
+
+def test_with_json_standard_output_holds_the_result_alone(here, aws, capsys):
+    assert cli.main(["train", "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert result["status"] == "Completed"
+    assert result["model"].endswith("/output/model.tar.gz")
+    assert "-> CreateTrainingJob" in captured.err
+
+
+def test_no_wait_returns_with_a_command_to_come_back(here, aws, capsys):
+    assert cli.main(["train", "--no-wait", "--set", "training.hyperparameters.epochs=2"]) == 0
+    assert "next: python -m launcher logs -f digits-" in capsys.readouterr().out
+
+
+def trained(capsys):
+    assert cli.main(["train", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def put_model(aws, uri):
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    aws.call("s3", "PutObject", Bucket=bucket, Key=key, Body=b"x")
+
+
+def test_a_model_is_deployed_once_and_then_kept(here, aws, capsys):
+    job = trained(capsys)
+    put_model(aws, job["model"])
+    assert cli.main(["deploy", job["name"]]) == 0
+    first = capsys.readouterr().out
+    assert "create Model" in first
+    assert "create Endpoint" in first
+    assert "-> endpoint digits is in service" in first
+    assert cli.main(["deploy"]) == 0  # without a name: the newest job
+    second = capsys.readouterr().out
+    assert second.count("keep ") == 3
+    assert "create " not in second
+
+
+def test_endpoints_are_listed_and_deleted(here, aws, capsys):
+    job = trained(capsys)
+    put_model(aws, job["model"])
+    cli.main(["deploy", "--no-wait", job["name"]])
+    capsys.readouterr()
+    assert cli.main(["endpoints", "--json"]) == 0
+    assert [item["name"] for item in json.loads(capsys.readouterr().out)] == ["digits"]
+    assert cli.main(["delete", "digits"]) == 0
+    assert cli.main(["endpoints"]) == 0
+    assert "none" in capsys.readouterr().out
+    assert aws.call("sagemaker", "ListEndpointConfigs")["EndpointConfigs"] == []
+
+
+def test_a_transform_job_says_where_its_answers_lie(here, aws, capsys):
+    job = trained(capsys)
+    put_model(aws, job["model"])
+    assert cli.main(["transform", job["name"]]) == 0
+    assert "next: python -m launcher download s3://" in capsys.readouterr().out
+
+
+def test_jobs_are_listed(here, aws, capsys):
+    job = trained(capsys)
+    assert cli.main(["jobs", "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert (listed["name"], listed["kind"], listed["status"]) == (job["name"], "TrainingJob", "Completed")
+
+
+def test_the_log_of_a_job_is_printed(here, aws, capsys):
+    job = trained(capsys)
+    group, stream = "/aws/sagemaker/TrainingJobs", f"{job['name']}/algo-1-1"
+    aws.call("logs", "CreateLogGroup", logGroupName=group)
+    aws.call("logs", "CreateLogStream", logGroupName=group, logStreamName=stream)
+    events = [{"timestamp": int(time.time() * 1000), "message": "hello"}]
+    aws.call("logs", "PutLogEvents", logGroupName=group, logStreamName=stream, logEvents=events)
+    assert cli.main(["logs", job["name"], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["message"] == "hello"
+    assert cli.main(["logs", "-f", job["name"]]) == 0
+
+
+def test_artifacts_are_downloaded(here, aws, capsys):
+    job = trained(capsys)
+    put_model(aws, job["model"])
+    assert cli.main(["download", job["name"], "out"]) == 0
+    assert (here / "out" / "model.tar.gz").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["train", "--set", "trainig.x=1"], 2, "unknown setting 'trainig'; did you mean 'training'?"),
+        (["train", "-c", "nowhere.yaml"], 2, "error: nowhere.yaml does not exist"),
+        (["fly"], 2, "No such command 'fly'"),
+        (["train", "--fly"], 2, "No such option"),
+        (["deploy", "digits-none"], 4, "error: DescribeTrainingJob was refused"),
+        (["logs", "nobody"], 4, "error: no training job, transform job or endpoint is named 'nobody'"),
+        (["deploy"], 2, "error: no training job of the project 'digits' has completed"),
+        (["deploy", "s3://bucket/none.tar.gz"], 2, "error: there is no model archive at s3://bucket/none.tar.gz"),
+        (["invoke", "images/2.txt"], 2, "error: images/2.txt cannot be read: No such file"),
+        (["invoke", "images/x.strange"], 2, "the ending tells no content type"),
+        (["train", "--set", "role="], 2, "error: role is not set"),
+    ],
+)
+def test_a_mistake_is_one_line_and_an_exit_status(arguments, status, message, here, aws, capsys):
+    (here / "images" / "x.strange").write_text("")
+    assert cli.main(arguments) == status
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_stopping_an_endpoint_is_refused_with_the_right_verb(here, aws, capsys):
+    job = trained(capsys)
+    put_model(aws, job["model"])
+    cli.main(["deploy", "--no-wait", job["name"]])
+    assert cli.main(["stop", "digits"]) == 2
+    assert "end it with `python -m launcher delete digits`" in capsys.readouterr().err
+
+
+def test_a_job_that_fails_is_exit_status_5(here, aws, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise JobFailed("training job x Failed: no labels")
+
+    monkeypatch.setattr("launcher.run.follow", fail)
+    assert cli.main(["train"]) == 5
+    assert "error: training job x Failed: no labels" in capsys.readouterr().err
+
+
+def test_what_nobody_foresaw_leaves_its_trace_in_a_file(here, aws, capsys, monkeypatch):
+    def explode(*_, **__):
+        raise ZeroDivisionError("deep inside")
+
+    monkeypatch.setattr("launcher.run.follow", explode)
+    assert cli.main(["train"]) == 1
+    assert (
+        "error: ZeroDivisionError: deep inside (unexpected; the trace is in .launcher/error.log)"
+        in capsys.readouterr().err
+    )
+    assert "Traceback" in (here / ".launcher" / "error.log").read_text()
+
+
+def test_ctrl_c_is_exit_status_130(here, aws, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launcher.project.Project.start_training", interrupt)
+    assert cli.main(["train"]) == 130
+
+
+def test_the_program_runs_as_a_module(here):
+    output, _ = cpu_seconds_of("--help", cwd=here)
+    assert "train" in output
+    assert "deploy" in output

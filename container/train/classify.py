@@ -189,13 +189,8 @@ def load_data(
     """Every channel's images, and the signature that all ranks derive from channel `train`.
 
     Raises:
-        DataError: channel `train` is missing, or empty on a host; every rank raises, so that none waits for another.
+        DataError: channel `train` is empty on a host; every rank raises, so that none waits for another.
     """
-    if "train" not in environment.channels:
-        found = ", ".join(sorted(environment.channels)) or "none"
-        raise DataError(
-            f"missing channel 'train' (found: {found}); the built-in program trains on <class>/<image> below it"
-        )
     names = [name for name in ("train", "validation", "test") if name in environment.channels]
     folders = {name: scan_folder(environment.opt_ml.channel(name)) for name in names}
     counts = process.of_all((environment.current_host, len(folders["train"].files)))

@@ -27,7 +27,7 @@ from container.train.environment import (
     user_arguments,
 )
 from container.train.failure import RankError
-from container.train.program import Program, find_program
+from container.train.program import Program, check_builtin_job, find_program
 from container.train.runtime import RANK_MODULE, Runtime
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,8 @@ def train(opt_ml: OptMl, environ: dict[str, str], stop: StopRequest, started: fl
     for directory in (opt_ml.model, opt_ml.output_data):
         directory.mkdir(parents=True, exist_ok=True)
     program = find_program(environment, environ)
+    if program.kind == "builtin" and environment.is_training_host:
+        check_builtin_job(environment)  # seconds before torch is loaded
     logger.info("hyperparameters %s", masked(environment.hyperparameters))
     if not environment.is_training_host and program.kind == "builtin":
         logger.info("%s is in none of the groups that train: nothing to do", environment.current_host)

@@ -8,6 +8,7 @@ from pathlib import Path
 from container import contract
 from container.contract import decode_hyperparameter
 from container.train.environment import TrainingEnvironment
+from container.train.settings import Settings
 
 BUILTIN_MODULE = "container.train.classify"
 DEFAULT_SCRIPT = "train.py"
@@ -56,6 +57,22 @@ def find_program(environment: TrainingEnvironment, environ: dict[str, str]) -> P
     _check(program)
     _install_requirements(program)
     return program
+
+
+def check_builtin_job(environment: TrainingEnvironment) -> None:
+    """What can be wrong about a job of the built-in program before it starts.
+
+    Raises:
+        HyperparameterError: see `Settings.from_hyperparameters`.
+        ProgramError: channel `train` is missing.
+    """
+    Settings.from_hyperparameters(environment.hyperparameters)
+    if "train" not in environment.channels:
+        found = ", ".join(sorted(environment.channels)) or "none"
+        raise ProgramError(
+            f"missing channel 'train' (found: {found}); without a script the built-in program runs, and it trains on "
+            "the <class>/<image> files of that channel"
+        )
 
 
 def _setting(environment: TrainingEnvironment, environ: dict[str, str], variable: str, hyperparameter: str) -> str:

@@ -104,28 +104,28 @@ def training_job(tmp_path: Path) -> Iterator[Callable[..., TrainingJob]]:
         }
         if checkpoints:
             request["CheckpointConfig"] = {"S3Uri": "s3://bucket/prefix"}
-        job = TrainingJob(base, names, environ)
+        jobs.append(TrainingJob(base, names, environ))
         for host in names:
-            opt_ml = job.opt_ml(host)
-            write_training_input(opt_ml, request, host, names, "lo")
-            for name, source in given.items():
-                if source is not None:
-                    opt_ml.channel(name).rmdir()
-                    opt_ml.channel(name).symlink_to(source)
-            if script:
-                (opt_ml.channel("code") / "train.py").write_text(script)
-        jobs.append(job)
-        return job
+            _write_host(jobs[-1].opt_ml(host), request, (host, names), given, script)
+        return jobs[-1]
 
     yield build
-    for job in jobs:
-        for process in job.processes.values():
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(10)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+    for process in [process for job in jobs for process in job.processes.values()]:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _write_host(opt_ml, request, host_and_hosts, channels, script) -> None:
+    write_training_input(opt_ml, request, *host_and_hosts, "lo")
+    for name, source in channels.items():
+        if source is not None:
+            opt_ml.channel(name).rmdir()
+            opt_ml.channel(name).symlink_to(source)
+    if script:
+        (opt_ml.channel("code") / "train.py").write_text(script)
 
 
 def _pretended_gpus(base: Path, count: int) -> Path:

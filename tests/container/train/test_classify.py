@@ -1,0 +1,111 @@
+"""The built-in program: whole jobs on small data, resumed, stopped, split over ranks."""
+
+import csv
+import json
+import re
+import shutil
+
+import pytest
+import torch
+
+from container import contract
+from container.model import load_model
+
+QUICK = {"epochs": 3, "batch_size": 16}
+
+
+def weights(job):
+    return load_model(job.opt_ml().model)[0].state_dict()
+
+
+def largest_difference(first, second):
+    assert first.keys() == second.keys()
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+def test_c41_c50_c58_c63_c65_c67_two_hosts_train_and_rank_0_leaves_everything(training_job, digits):
+    channels = {"train": digits / "train", "test": digits / "test"}
+    job = training_job(hosts=2, channels=channels)
+    assert job.run() == {"algo-1": 0, "algo-2": 0}, job.log()
+    output = job.opt_ml().output_data
+    report = json.loads((output / "report.json").read_text())
+    assert report["test:accuracy"] >= 0.985
+    assert (report["world_size"], report["classes"]) == (2, [str(number) for number in range(10)])
+    assert sum(map(sum, report["confusion_matrix"])) == len(list((digits / "test").rglob("*.png")))
+    assert set(report["phases"]) == {
+        *("start", "peers", "imports", "data", "first_step", "train", "checkpoint", "export"),
+    }  # fmt: skip
+    for name in ("learning_curve.png", "confusion_matrix.png"):
+        assert (output / name).read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in job.opt_ml().model.iterdir()) == ["model.json", "model.safetensors"]
+    assert not any(job.opt_ml("algo-2").model.iterdir())
+    assert not any(job.opt_ml("algo-2").output_data.iterdir())
+    assert not job.opt_ml().checkpoints.exists()
+
+    history = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    found = re.findall(contract.metric_regex("test:accuracy"), job.log(), re.MULTILINE)
+    assert [float(value) for value in found] == pytest.approx([history[-1]["test:accuracy"]])
+    assert all(line.count(";") == 1 for line in job.log().splitlines() if "train:loss=" in line)
+
+    network, signature = load_model(job.opt_ml().model)
+    from container.model import decode_image, normalize
+
+    with (output / "test_predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(map(sum, report["confusion_matrix"]))
+    for row in rows[::50]:
+        image = decode_image((digits / "test" / row["file"]).read_bytes(), signature.channels)
+        scores = network(normalize(image[None], signature)).softmax(1)[0]
+        assert signature.classes[int(scores.argmax())] == row["predicted"]
+        assert scores.max().item() == pytest.approx(float(row[f"p:{row['predicted']}"]), abs=1e-5)
+
+
+def test_the_same_seed_and_batch_give_the_same_weights_with_one_and_with_two_processes(training_job, shapes):
+    trained = []
+    for hosts in (1, 2):
+        job = training_job(
+            hosts=hosts, channels={"train": shapes / "train"}, hyperparameters=QUICK | {"batch_size": 15}
+        )
+        assert set(job.run().values()) == {0}, job.log()
+        trained.append(weights(job))
+    assert largest_difference(*trained) < 1e-5
+
+
+def test_c51_c52_c55_c59_c60_stopped_and_resumed_on_fewer_hosts_equals_uninterrupted(training_job, shapes):
+    long = {"epochs": 40, "batch_size": 16}
+    whole = training_job(hosts=1, channels={"train": shapes / "train"}, hyperparameters=long)
+    assert whole.run() == {"algo-1": 0}, whole.log()
+
+    stopped = training_job(hosts=2, channels={"train": shapes / "train"}, hyperparameters=long, checkpoints=True)
+    stopped.start()
+    stopped.wait_for("epoch=2 ")
+    stopped.stop()
+    assert stopped.wait(60) == {"algo-1": 0, "algo-2": 0}, stopped.log()
+    assert "left the loop at step" in stopped.log()
+    assert (stopped.opt_ml().model / "model.json").is_file()
+    assert stopped.failure() == ""
+    assert not any(stopped.opt_ml("algo-2").checkpoints.iterdir())
+
+    resumed = training_job(hosts=1, channels={"train": shapes / "train"}, hyperparameters=long, checkpoints=True)
+    shutil.copytree(stopped.opt_ml().checkpoints, resumed.opt_ml().checkpoints, dirs_exist_ok=True)
+    assert resumed.run() == {"algo-1": 0}, resumed.log()
+    step = int(re.search(r"left the loop at step (\d+)", stopped.log())[1])
+    assert f"resumed from the checkpoint of step {step} of 400" in resumed.log()
+    assert largest_difference(weights(whole), weights(resumed)) < 1e-4
+    history = [json.loads(line) for line in (resumed.opt_ml().output_data / "metrics.jsonl").read_text().splitlines()]
+    assert history[-1]["step"] == 400
+
+
+def test_c40_an_empty_channel_on_one_host_is_told_by_every_host(training_job, shapes, tmp_path):
+    job = training_job(hosts=2, channels={"train": shapes / "train"}, hyperparameters=QUICK)
+    channel = job.opt_ml("algo-2").channel("train")
+    channel.unlink()
+    channel.mkdir()
+    for host in job.hosts:
+        path = job.opt_ml(host).input_data_config
+        config = json.loads(path.read_text())
+        config["train"]["S3DistributionType"] = "ShardedByS3Key"
+        path.write_text(json.dumps(config))
+    assert job.run() == {"algo-1": 1, "algo-2": 1}
+    for host in job.hosts:
+        assert job.failure(host).startswith("DataError: channel 'train' has no <class>/<image> on algo-2")

@@ -1,0 +1,109 @@
+"""Which error is told, and how it is cut to what SageMaker shows."""
+
+import signal
+
+import pytest
+
+from container.contract import OptMl
+from container.train import failure
+from container.train.failure import RankError, first_cause, from_exception, reason
+
+
+def rank_error(rank=0, time=0.0, type="ValueError", message="bad", **more):
+    return RankError(rank=rank, host="algo-1", time=time, type=type, message=message, **more)
+
+
+def died(rank, time, exit_code):
+    return rank_error(rank, time, type="", message="", exit_code=exit_code)
+
+
+def test_c44_the_earliest_error_is_told():
+    assert first_cause([rank_error(3, 5.0), rank_error(1, 4.0), rank_error(0, 6.0)]).rank == 1
+
+
+@pytest.mark.parametrize(
+    ("type", "message"),
+    [
+        ("RuntimeError", "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234"),
+        ("DistBackendError", "NCCL error: remote process exited or there was a network error"),
+        ("DistNetworkError", "The client socket has failed to connect"),
+        ("BrokenPipeError", "[Errno 32] Broken pipe"),
+    ],
+)
+def test_an_echo_of_another_ranks_end_never_wins_though_it_came_first(type, message):
+    echo, cause = rank_error(0, 1.0, type, message), rank_error(2, 2.0)
+    assert first_cause([echo, cause]) is cause
+    assert first_cause([echo]) is echo
+    assert "another rank or host failed first" in reason(echo)
+
+
+def test_torchruns_own_sigterm_never_wins_over_the_signal_that_started_it():
+    assert first_cause([died(0, 1.0, -signal.SIGTERM), died(1, 2.0, -signal.SIGSEGV)]).rank == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "start", "hint"),
+    [
+        (died(1, 0, -9), "killed by signal 9 (SIGKILL) (rank 1 on algo-1)", "out of memory?"),
+        (died(1, 0, -11), "killed by signal 11 (SIGSEGV)", "a native library crashed"),
+        (died(1, 0, -7), "killed by signal 7 (SIGBUS)", "shared memory is too small"),
+        (died(1, 0, 3), "exited with code 3 without an exception (rank 1", ""),
+        (rank_error(type="OutOfMemoryError", message="CUDA out of memory."), "OutOfMemoryError: CUDA", "batch_size"),
+        (rank_error(type="OSError", message="[Errno 28] No space left on device"), "OSError: [Errno 28]", "VolumeSize"),
+        (rank_error(type="ModuleNotFoundError", message="No module named 'x'"), "ModuleNotFound", "requirements.txt"),
+        (rank_error(type="RuntimeError", message="worker is killed by signal: Bus error"), "Runtime", "shared memory"),
+    ],
+)  # fmt: skip
+def test_known_causes_come_with_a_hint(error, start, hint):
+    text = reason(error)
+    assert text.startswith(start)
+    assert (f"hint: {hint}" in text) if hint == "out of memory?" else hint in text
+
+
+@pytest.mark.parametrize("message", ["x" * 50_000, "é" * 50_000, "漢" * 50_000, "bad \udcff byte " * 5_000])
+def test_c43_a_huge_message_leaves_room_for_type_place_and_hint(message):
+    error = rank_error(type="RuntimeError", message="CUDA out of memory " + message, location="train.py:7")
+    text = reason(error)
+    encoded = text.encode()
+    assert len(encoded) <= 1024
+    assert text.startswith("RuntimeError: CUDA out of memory")
+    assert "... (train.py:7, rank 0 on algo-1)\nhint: lower batch_size" in text
+
+
+def test_the_users_own_line_is_named_not_the_librarys(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text("import json\n\njson.loads('{')\n")
+    with pytest.raises(ValueError, match="Expecting") as raised:
+        exec(compile(script.read_text(), str(script), "exec"))
+    error = from_exception(raised.value, 0, "algo-1", str(tmp_path))
+    assert error.location == "train.py:3"
+
+
+def test_a_syntax_error_names_the_users_line(tmp_path):
+    with pytest.raises(SyntaxError) as raised:
+        compile("x = 1\ny = = 2\n", "train.py", "exec")
+    assert from_exception(raised.value, 0, "algo-1").location == "train.py:2"
+
+
+@pytest.mark.parametrize(("status", "code"), [("no data", 1), (3, 3), (2, 2)])
+def test_sys_exit_is_told_with_its_own_status(status, code):
+    error = from_exception(SystemExit(status), 0, "algo-1")
+    assert error.exit_code == code
+    assert reason(error).startswith(f"SystemExit: the script called sys.exit({status!r})")
+
+
+def test_c45_an_existing_failure_file_is_kept_and_an_empty_one_is_not(tmp_path):
+    opt_ml = OptMl(tmp_path)
+    failure.write_failure(opt_ml, "first")
+    failure.write_failure(opt_ml, "second")
+    assert opt_ml.failure.read_text() == "first"
+    opt_ml.failure.write_text("")
+    failure.write_failure(opt_ml, "x" * 3000)
+    assert len(opt_ml.failure.read_bytes()) == 1024
+    assert [path.name for path in opt_ml.output.iterdir()] == ["failure"]
+
+
+def test_the_first_record_of_a_rank_stays(tmp_path):
+    failure.record(tmp_path, rank_error(message="first \udcff"))
+    failure.record(tmp_path, rank_error(message="second"))
+    assert [error.message[:5] for error in failure.recorded(tmp_path)] == ["first"]

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ UP_SECONDS = 60.0
 DOWN_SECONDS = 60.0  # endpoints get 30 s to drain
 POLL_SECONDS = 0.05
 LOG_LINES = 15
+AWS_CONFIG = "aws-config"  # an AWS configuration file with an empty default profile
 DUMMY_CREDENTIAL = "local"
 
 
@@ -50,14 +51,19 @@ class LocalServer:
             "AWS_DEFAULT_REGION": self.region,
             "AWS_REGION": self.region,
             "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_PROFILE": "default",  # the caller's may name one that only the caller's own files have
+            "AWS_CONFIG_FILE": str(self.home / AWS_CONFIG),
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "false",
         }
 
 
-def up(home: Path = DEFAULT_HOME) -> LocalServer:
+def up(home: Path = DEFAULT_HOME, environ: Mapping[str, str] | None = None) -> LocalServer:
     """Start the server, or return the one that runs.
+
+    Args:
+        home: where it keeps its state.
+        environ: the environment of a server that is started; default: this process's own.
 
     Raises:
         LocalServerError: it does not come up; with the last lines of its log.
@@ -68,7 +74,7 @@ def up(home: Path = DEFAULT_HOME) -> LocalServer:
         running = status(home)
         if running is not None:
             return running
-        return _start(home)
+        return _start(home, environ)
 
 
 def status(home: Path = DEFAULT_HOME) -> LocalServer | None:
@@ -118,11 +124,12 @@ def interrupt(home: Path, job_name: str) -> None:
         raise LocalServerError(json.loads(answer)["message"])
 
 
-def _start(home: Path) -> LocalServer:
+def _start(home: Path, environ: Mapping[str, str] | None) -> LocalServer:
     log = home / "server.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "launcher.local.server", str(home)],
+            env=environ,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -111,18 +111,18 @@ class ProcessRuntime:
     name = "process"
     listen_hosts: tuple[str, ...] = ("127.0.0.1",)
 
-    def __init__(self, jobs_directory: Path, python_path: str | None) -> None:
+    def __init__(self, jobs_directory: Path, home: Path, python_path: str | None) -> None:
         self._jobs_directory = jobs_directory
+        self._home = home  # $HOME of all, as /root is in an image: font and kernel caches are made once
         self._python_path = python_path
 
     def start(self, spec: ContainerSpec, write_line: Callable[[str], None]) -> "ProcessContainer":
-        home = spec.opt_ml.base.parent / "home"  # beside opt/ml, as /root is in a container
-        home.mkdir(parents=True, exist_ok=True)
+        self._home.mkdir(parents=True, exist_ok=True)
         try:
             process = subprocess.Popen(
                 process_argv(spec),
-                env=process_environment(spec, home, self._python_path),
-                cwd=home,
+                env=process_environment(spec, self._home, self._python_path),
+                cwd=spec.opt_ml.base.parent,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

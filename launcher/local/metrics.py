@@ -46,7 +46,7 @@ class MetricScanner:
             datum = {
                 "MetricName": name,
                 "Value": value,
-                "Timestamp": datetime.fromtimestamp(now, UTC),
+                "Timestamp": datetime.fromtimestamp(now, UTC).replace(tzinfo=None),  # as moto keeps them
                 "Dimensions": [{"Name": "TrainingJobName", "Value": self._job_name}],
             }
             self._cloudwatch.put_metric_data(NAMESPACE, [datum])

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import waitress.server
 
 from launcher.local.buckets import Buckets
-from launcher.local.client import RUNTIME_VARIABLE, LocalServer
+from launcher.local.client import AWS_CONFIG, RUNTIME_VARIABLE, LocalServer
 from launcher.local.containers import ProcessRuntime, Runtime
 from launcher.local.endpoints import Endpoints
 from launcher.local.errors import ResourceNotFound
@@ -93,7 +93,7 @@ def choose_runtime(home: Path, wanted: str, python_path: str | None) -> Runtime:
         except docker.errors.DockerException as error:
             if wanted == "docker":
                 sys.exit(f"{RUNTIME_VARIABLE}=docker, and no Docker engine answers: {error}")
-    return ProcessRuntime(home / "jobs", python_path)
+    return ProcessRuntime(home / "jobs", home / "process-home", python_path)
 
 
 class LocalSageMaker:
@@ -137,6 +137,7 @@ class LocalSageMaker:
             "runtime": self.local.runtime,
             "region": self.local.region,
         }
+        (self._home / AWS_CONFIG).write_text("[default]\n")
         temporary = self._home / "server.json.tmp"
         temporary.write_text(json.dumps(state))
         temporary.replace(self._home / "server.json")
@@ -185,7 +186,10 @@ class LocalSageMaker:
 
 def container_environment(server: LocalServer) -> dict[str, str]:
     """How a container reaches this server; from inside Docker, 127.0.0.1 is the container itself."""
-    environment = {name: value for name, value in server.environment().items() if value and "FILE" not in name}
+    files_of_this_machine = ("AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
+    environment = {
+        name: value for name, value in server.environment().items() if value and name not in files_of_this_machine
+    }
     if server.runtime == "docker":
         environment["AWS_ENDPOINT_URL"] = server.url.replace("127.0.0.1", "host.docker.internal")
     return environment

@@ -86,7 +86,7 @@ class ServedContainer:
         except urllib3.exceptions.NewConnectionError as error:
             raise InvocationBroken(f"nothing listens on port {self.container.address[1]}") from error
         except urllib3.exceptions.TimeoutError as error:
-            raise InvocationTimeout(f"no answer within {timeout:g} s") from error
+            raise InvocationTimeout(f"no answer within {timeout:.3g} s") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise InvocationBroken(f"the connection broke: {error}") from error
         return Reply(answer.status, answer.headers, answer.data)

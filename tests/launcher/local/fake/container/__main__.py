@@ -1,0 +1,167 @@
+"""`train`, `serve`, or any command: the fake container's program."""
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from container import contract
+from container.contract import OptMl
+
+paths = OptMl.from_env()
+
+
+def say(line):
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def train():
+    hyperparameters = json.loads(paths.hyperparameters.read_text())
+    resources = json.loads(paths.resource_config.read_text())
+    host = resources["current_host"]
+    signal.signal(signal.SIGTERM, lambda *_: leave_on_sigterm(hyperparameters, host))
+    say(f"hello from {host}")
+    describe_environment(host, resources)
+    for line in json.loads(hyperparameters.get("lines", "[]")):
+        say(line)
+    write_checkpoints(hyperparameters)
+    if hyperparameters.get("grandchild"):
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    if hyperparameters.get("fail_host") == host:
+        time.sleep(float(hyperparameters.get("fail_after", 0)))
+        if "failure" in hyperparameters:
+            paths.failure.write_text(hyperparameters["failure"])
+        sys.exit(3)
+    if "kill" in hyperparameters:
+        os.kill(os.getpid(), signal.SIGKILL)
+    deadline = time.time() + float(hyperparameters.get("sleep", 0))
+    while time.time() < deadline:
+        time.sleep(0.02)
+    (paths.model / f"weights-{host}.bin").write_text("weights")
+    (paths.model / "shared.txt").write_text(host)
+    (paths.output_data / f"report-{host}.json").write_text("{}")
+
+
+def leave_on_sigterm(hyperparameters, host):
+    say(f"{host} got SIGTERM")
+    if hyperparameters.get("ignore_sigterm"):
+        return
+    (paths.model / "stopped.txt").write_text(host)
+    sys.exit(0)
+
+
+def describe_environment(host, resources):
+    """What the container sees, for the test to read from the artifact."""
+    seen = {
+        "argv": sys.argv[1:],
+        "environ": dict(os.environ),
+        "resources": resources,
+        "inputs": json.loads(paths.input_data_config.read_text()),
+        "data": {
+            path.relative_to(paths.data).as_posix(): path.read_text()
+            for path in sorted(paths.data.rglob("*"))
+            if path.is_file()
+        },
+        "checkpoints": sorted(path.name for path in paths.checkpoints.glob("*"))
+        if paths.checkpoints.is_dir()
+        else None,
+    }
+    (paths.output_data / f"seen-{host}.json").write_text(json.dumps(seen))
+
+
+def write_checkpoints(hyperparameters):
+    for name in json.loads(hyperparameters.get("checkpoints", "[]")):
+        temporary = paths.checkpoints / f"{name}.tmp"
+        temporary.write_text(name)
+        temporary.replace(paths.checkpoints / name)
+        time.sleep(float(hyperparameters.get("checkpoint_seconds", 0)))
+        if hyperparameters.get("rotate"):
+            for old in paths.checkpoints.glob("*"):
+                if old.name != name:
+                    old.unlink()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_message(self, *arguments):
+        pass
+
+    def answer(self, status, body, headers=None):
+        self.send_response(status)
+        for name, value in ({"Content-Type": "text/plain"} | (headers or {})).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        if self.path == contract.HEALTH_PATH:
+            self.answer(503 if Path("sick").exists() else 200, b"")
+        elif self.path == contract.EXECUTION_PARAMETERS_PATH and "PARAMETERS" in os.environ:
+            self.answer(200, os.environ["PARAMETERS"].encode())
+        else:
+            self.answer(404, b"")
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        word, _, argument = body.decode("utf-8", "replace").strip().partition(" ")
+        if word == "status":
+            self.answer(int(argument), f"answered {argument}".encode())
+        elif word == "flaky" and not Path(argument).exists():
+            Path(argument).touch()
+            self.answer(500, b"try again")
+        elif word == "sleep":
+            time.sleep(float(argument))
+            self.answer(200, b"slept")
+        elif word == "exit":
+            os._exit(int(argument))
+        elif word == "sick":
+            Path("sick").touch()
+            self.answer(200, b"")
+        elif word == "see":
+            seen = {
+                "headers": dict(self.headers),
+                "environ": dict(os.environ),
+                "model": model_files(),
+                "path": self.path,
+            }
+            self.answer(200, json.dumps(seen).encode(), {"Content-Type": "application/json"})
+        else:
+            prefix = os.environ.get("PREFIX", "").encode()
+            self.answer(200, prefix + body.upper(), {contract.CUSTOM_ATTRIBUTES_HEADER: "from-container"})
+
+
+def model_files():
+    if not paths.model.is_dir():
+        return None
+    return {
+        path.relative_to(paths.model).as_posix(): path.read_text() for path in paths.model.rglob("*") if path.is_file()
+    }
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+def serve():
+    say(f"serving {model_files()}")
+    if "BREAK" in os.environ:
+        say("loading")
+        say(f"RuntimeError: {os.environ['BREAK']}")
+        sys.exit(1)
+    time.sleep(float(os.environ.get("LOAD_SECONDS", 0)))
+    server = Server(("127.0.0.1", int(os.environ.get(contract.BIND_TO_PORT, contract.DEFAULT_PORT))), Handler)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    {"train": train, "serve": serve}[sys.argv[1]]()

@@ -71,7 +71,7 @@ VOCABULARY = frozenset(
     ]
 )
 REFERENCE = re.compile(r"arn:|s3://|https?://|file:|ssm:|vault:|secretsmanager:|[./~]|\$|\{\{|<|\[|%", re.IGNORECASE)
-PLACEHOLDER = re.compile(r"(your|my|some|change|replace|todo|dummy|test)\W?.*|x+|\*+", re.IGNORECASE)
+PLACEHOLDER = re.compile(r"(your|my|some|change|replace|todo|dummy|test)[\W_].*|x+|\*+", re.IGNORECASE)
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
 SHORTEST = 8  # characters; below that a value is a word or a number
 LOWEST_ENTROPY = 2.75  # bits per character; 3.0 for eight different ones, 2.6 for "password1"

@@ -1,0 +1,77 @@
+"""RecordIO, the framing of Pipe channels (`RecordWrapperType: RecordIO`) and of MXNet's `.rec` files.
+
+A record is the magic number, a length word, the payload and zero to three bytes of padding, all words little-endian.
+The length word's three top bits say whether the record is whole or part of a longer one. dmlc-core's writer splits a
+payload where it contains the magic number itself, on a multiple of four, and leaves those four bytes out; a reader puts
+them back between the parts (dmlc-core, src/recordio.cc).
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from container.train.files import ChannelError
+
+MAGIC = 0xCED7230A
+LENGTH_BITS = 29
+LENGTH_MASK = (1 << LENGTH_BITS) - 1
+WHOLE, FIRST, MIDDLE, LAST = range(4)
+
+_HEADER = struct.Struct("<II")
+_MAGIC_BYTES = struct.pack("<I", MAGIC)
+
+
+class RecordIOError(ChannelError):
+    """The bytes are not RecordIO, or they end within a record."""
+
+
+def read_records(stream: BinaryIO) -> Iterator[bytes]:
+    """The payloads of a RecordIO stream, one at a time, each handed out before the next one is waited for.
+
+    Args:
+        stream: buffered: `read(n)` gives fewer than n bytes only at the end.
+
+    Raises:
+        RecordIOError: a wrong magic number, a part without its beginning or end, or an end inside a record.
+    """
+    parts: list[bytes] = []
+    number = offset = padding = 0
+    while True:
+        header = stream.read(padding + _HEADER.size)
+        if len(header) == padding and not parts:
+            return
+        if len(header) < padding + _HEADER.size:
+            raise _truncated(number, offset + len(header))
+        magic, word = _HEADER.unpack_from(header, padding)
+        length, flag = word & LENGTH_MASK, word >> LENGTH_BITS
+        if magic != MAGIC or flag > LAST or (flag in (MIDDLE, LAST)) != bool(parts):
+            raise _damaged(number, offset + padding, magic, flag)
+        offset += len(header) + length
+        payload = stream.read(length)
+        if len(payload) < length:
+            raise _truncated(number, offset - length + len(payload))
+        padding = -length & 3
+        if flag == WHOLE:
+            yield payload
+            number += 1
+            continue
+        parts.append(payload)
+        if flag == LAST:
+            yield _MAGIC_BYTES.join(parts)
+            parts = []
+            number += 1
+
+
+def _truncated(number: int, end: int) -> RecordIOError:
+    return RecordIOError(
+        f"the stream ends at byte {end}, inside of a record, after {number} records: its writer failed or was stopped"
+    )
+
+
+def _damaged(number: int, offset: int, magic: int, flag: int) -> RecordIOError:
+    if magic == MAGIC:
+        return RecordIOError(f"record {number} at byte {offset}: continuation flag {flag} cannot stand here")
+    return RecordIOError(
+        f"record {number} at byte {offset} starts with {magic:#010x}, not with RecordIO's {MAGIC:#010x}: "
+        "was the channel made with RecordWrapperType RecordIO?"
+    )

@@ -70,7 +70,7 @@ class Report:
                 "",
                 f"test accuracy   {self.accuracy:.4f}",
                 f"training job    {_phases(self.phases)}",
-                f"batch           {self.batch_rows} images, {self.batch_rows_per_second:.0f} rows/s",
+                f"batch           {self.batch_rows} images, {self.batch_rows_per_second:.0f} rows/s (start included)",
                 f"endpoint        {endpoint.requests} requests, p50 {endpoint.p50_ms:.1f} ms, "
                 f"p99 {endpoint.p99_ms:.1f} ms",
                 "agreement       batch, image and JSON answers equal the trained model's own predictions",

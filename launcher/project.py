@@ -15,6 +15,7 @@ from launcher.jobs import endpoint, training, transform
 from launcher.jobs.api import ApiCall, JobContext, unique_name
 from launcher.jobs.common import is_local_model, model_data_uri
 from launcher.jobs.endpoint import ServedModel
+from launcher.secrets import refuse_secrets
 
 if TYPE_CHECKING:
     from launcher.aws import Aws
@@ -56,7 +57,12 @@ def dry_calls(kind: str, config: Config) -> list[ApiCall]:
     Raises:
         ConfigError: something needed is not configured.
     """
-    context = dry_context(config)
+    calls = _dry_calls(kind, config, dry_context(config))
+    refuse_secrets(calls)
+    return calls
+
+
+def _dry_calls(kind: str, config: Config, context: JobContext) -> list[ApiCall]:
     if kind == "train":
         return training.calls(config, context)
     if kind == "transform":
@@ -255,6 +261,7 @@ class Project:
             )
 
     def _send(self, calls: list[ApiCall]) -> None:
+        refuse_secrets(calls)
         for call in calls:
             self.aws.send(call)
             logger.info("-> %s %s", call.operation, _name_in(call.request))

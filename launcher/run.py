@@ -91,6 +91,8 @@ class LogFollower:
     aws: Aws
     group: str
     prefix: str
+    since: int = 0
+    """Milliseconds since 1970; an endpoint's name lives longer than its containers."""
     tail: list[LogLine] = field(default_factory=list)
     _tokens: dict[str, str] = field(default_factory=dict)
 
@@ -124,6 +126,7 @@ class LogFollower:
                 logGroupName=self.group,
                 logStreamName=stream,
                 startFromHead=True,
+                startTime=self.since,
                 **token,
             )
             for event in reply["events"]:
@@ -153,6 +156,8 @@ def follow(
     follower = LogFollower(aws, *kind.log_streams(name))
     watcher = StatusWatcher(kind)
     started = time.monotonic()
+    if kind is ENDPOINT:
+        follower.since = int(kind.describe(aws, name)["LastModifiedTime"].timestamp() * 1000)
     try:
         while True:
             description = kind.describe(aws, name)

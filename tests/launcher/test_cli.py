@@ -21,6 +21,19 @@ training: {instance_type: ml.m5.large, channels: {train: images}}
 transform: {instance_type: ml.m5.large, input: images}
 endpoint: {instance_type: ml.m5.large}
 """
+LOCAL_VARIABLES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_PROFILE",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+    "AWS_EC2_METADATA_DISABLED",
+)
 
 
 @pytest.fixture
@@ -252,3 +265,30 @@ def test_the_program_runs_as_a_module(here):
     output, _ = cpu_seconds_of("--help", cwd=here)
     assert "train" in output
     assert "deploy" in output
+
+
+def test_the_local_sagemaker_starts_answers_and_stops(here, monkeypatch, capsys):
+    monkeypatch.setenv("SLIPWAY_LOCAL_RUNTIME", "process")
+    for name in LOCAL_VARIABLES:
+        monkeypatch.setenv(name, "x")  # so that what --local sets is taken back after the test
+        monkeypatch.delenv(name)
+    assert cli.main(["local", "status"]) == 0
+    assert "it is not running" in capsys.readouterr().out
+    try:
+        assert cli.main(["local", "env"]) == 0
+        assert "export AWS_ENDPOINT_URL=http://127.0.0.1:" in capsys.readouterr().out
+        assert cli.main(["jobs", "--local"]) == 0
+        assert capsys.readouterr().out == "none\n"
+        assert cli.main(["local", "up"]) == 0
+        assert "next: eval" in capsys.readouterr().out
+        assert cli.main(["local", "interrupt", "no-such-job"]) == 1
+    finally:
+        assert cli.main(["local", "down"]) == 0
+    assert "-> stopped" in capsys.readouterr().out
+
+
+def test_a_local_sagemaker_that_cannot_start_is_one_line(here, monkeypatch, capsys):
+    (here / ".launcher").mkdir()
+    monkeypatch.setenv("SLIPWAY_LOCAL_RUNTIME", "nonsense")
+    assert cli.main(["local", "up"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")

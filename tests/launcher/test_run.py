@@ -1,6 +1,7 @@
 """A job is followed the same way whatever its kind: statuses, merged logs, the outcome."""
 
 import logging
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -107,10 +108,16 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(aws, canned):
 def test_an_endpoint_is_followed_into_service(aws, canned):
     canned(
         "DescribeEndpoint",
-        {"EndpointName": "e", "EndpointStatus": "Creating"},
+        *({"EndpointName": "e", "EndpointStatus": "Creating", "LastModifiedTime": datetime.now(UTC)} for _ in range(2)),
         {"EndpointName": "e", "EndpointStatus": "InService"},
     )
     assert run.follow(aws, run.ENDPOINT, "e", sleep=no_sleep)["EndpointStatus"] == "InService"
+
+
+def test_lines_of_an_earlier_endpoint_of_the_same_name_are_not_shown(aws, log):
+    log("job/algo-1-17", (-5000, "before"), (0, "after"))
+    follower = run.LogFollower(aws, GROUP, "job/", since=int(time.time() * 1000) - 3000)
+    assert [line.message for line in follower.read()] == ["after"]
 
 
 def test_a_log_that_may_not_be_read_is_a_refusal(aws, canned):

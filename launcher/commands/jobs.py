@@ -1,0 +1,160 @@
+"""Verbs about jobs: train, transform, and what one does with a job afterwards."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launcher.commands.options import (
+    Options,
+    command,
+    common_options,
+    load_settings,
+    open_project,
+    show,
+    show_call,
+    show_calls,
+    show_table,
+)
+from launcher.errors import ConfigError
+
+
+@click.command()
+@common_options
+def train(options: Options) -> None:
+    """Run a training job: upload its inputs, follow its logs, say where the model lies."""
+    settings = load_settings(options)
+    if options.dry_run:
+        return show_calls(options, "train", settings)
+    from launcher import run
+
+    project = open_project(settings, options)
+    name = project.start_training()
+    if options.no_wait:
+        return show(options, {"name": name}, [f"next: {command('logs -f', name, options)}"])
+    description = run.follow(project.aws, run.TRAINING, name)
+    result = training_result(description)
+    lines = [f"-> trained {name}" + seconds_text(result), f"-> model {result['model']}"]
+    lines += [f"   {metric} {value:.4g}" for metric, value in result["metrics"].items()]
+    return show(options, result, [*lines, f"next: {command('deploy', name, options)}"])
+
+
+@click.command()
+@click.argument("model", required=False)
+@common_options
+def transform(options: Options, model: str | None) -> None:
+    """Run a batch transform job with MODEL: a training job, an S3 URI or a local model.tar.gz."""
+    settings = load_settings(options, {"transform.model": model})
+    if options.dry_run:
+        return show_calls(options, "transform", settings)
+    from launcher import run
+
+    project = open_project(settings, options)
+    name = project.start_transform()
+    if options.no_wait:
+        return show(options, {"name": name}, [f"next: {command('logs -f', name, options)}"])
+    description = run.follow(project.aws, run.TRANSFORM, name)
+    output = description["TransformOutput"]["S3OutputPath"]
+    result = {"name": name, "status": description["TransformJobStatus"], "output": output}
+    return show(options, result, [f"-> transformed {name}", f"next: {command('download', f'{output}/ .', options)}"])
+
+
+@click.command()
+@click.argument("name")
+@common_options
+def stop(options: Options, name: str) -> None:
+    """Stop the training or transform job NAME."""
+    settings = load_settings(options)
+    from launcher import run
+
+    if options.dry_run:
+        return show_call(options, "StopTrainingJob", {"TrainingJobName": name})
+    aws = open_project(settings, options).aws
+    kind = run.find_kind(aws, name)
+    if kind is run.ENDPOINT:
+        raise ConfigError(f"{name} is an endpoint; end it with `python -m launcher delete {name}`")
+    aws.send(kind.stop_call(name))
+    return show(options, {"stopping": name}, [f"-> stopping {name}"])
+
+
+@click.command()
+@click.argument("name")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
+@common_options
+def logs(options: Options, name: str, follow: bool) -> None:
+    """Print the log of a job or endpoint, all hosts merged by time."""
+    settings = load_settings(options)
+    if options.dry_run:
+        return show_call(options, "GetLogEvents", {"logStreamNamePrefix": f"{name}/"}, "logs")
+    from launcher import run
+
+    aws = open_project(settings, options).aws
+    kind = run.find_kind(aws, name)
+    if follow:
+        run.follow(aws, kind, name)
+        return None
+    lines = run.LogFollower(aws, *kind.log_streams(name)).read()
+    if options.json:
+        return show(
+            options, [{"time": line.timestamp, "host": line.host, "message": line.message} for line in lines], []
+        )
+    run.show_lines(lines)
+    return None
+
+
+@click.command()
+@common_options
+def jobs(options: Options) -> None:
+    """List training and transform jobs, the newest first."""
+    settings = load_settings(options)
+    if options.dry_run:
+        return show_call(options, "ListTrainingJobs", {})
+    aws = open_project(settings, options).aws
+    rows = []
+    for noun in ("TrainingJob", "TransformJob"):
+        reply = aws.call("sagemaker", f"List{noun}s", SortBy="CreationTime", SortOrder="Descending")
+        rows += [
+            [item[f"{noun}Name"], noun, item[f"{noun}Status"], f"{item['CreationTime']:%Y-%m-%d %H:%M:%S}"]
+            for item in reply[f"{noun}Summaries"]
+        ]
+    rows.sort(key=lambda row: row[3], reverse=True)
+    return show_table(options, rows, ["NAME", "KIND", "STATUS", "CREATED"])
+
+
+@click.command()
+@click.argument("uri")
+@click.argument("target", type=click.Path(path_type=Path), default=".")
+@common_options
+def download(options: Options, uri: str, target: Path) -> None:
+    """Copy what lies under an S3 URI (or a training job's artifacts) to TARGET."""
+    settings = load_settings(options)
+    if options.dry_run:
+        return show_call(options, "ListObjectsV2", {"Prefix": uri}, "s3")
+    from launcher import data
+
+    project = open_project(settings, options)
+    source = uri if uri.startswith("s3://") else project.artifact_uri(uri).rpartition("/")[0] + "/"
+    done = data.download(project.aws, source, target, project.progress)
+    return show(options, asdict(done), [f"-> {done.files} files in {target}"])
+
+
+def training_result(description: dict[str, Any]) -> dict[str, Any]:
+    """What matters of a finished training job."""
+    return {
+        "name": description["TrainingJobName"],
+        "status": description["TrainingJobStatus"],
+        "model": description.get("ModelArtifacts", {}).get("S3ModelArtifacts"),
+        "training_seconds": description.get("TrainingTimeInSeconds"),
+        "billable_seconds": description.get("BillableTimeInSeconds"),
+        "metrics": {item["MetricName"]: item["Value"] for item in description.get("FinalMetricDataList", [])},
+    }
+
+
+def seconds_text(result: dict[str, Any]) -> str:
+    """Times of a training job; with spot, what it saved."""
+    training, billable = result["training_seconds"], result["billable_seconds"]
+    if training is None:
+        return ""
+    saved = f", spot saved {100 - 100 * billable // training}%" if billable and training and billable < training else ""
+    return f" in {training} s" + (f" (billed {billable} s{saved})" if billable is not None else "")

@@ -1,0 +1,150 @@
+"""What the verbs share: their options, how a project is opened, how a result is shown."""
+
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launcher.errors import LauncherError
+
+if TYPE_CHECKING:
+    from launcher.project import Project
+    from launcher.settings import Settings
+
+LOCAL_HOME = Path(".launcher")
+LOCAL_ROLE = "arn:aws:iam::123456789012:role/slipway-local"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The same for every verb that sends something."""
+
+    config: Path | None
+    overrides: tuple[str, ...]
+    local: bool
+    dry_run: bool
+    json: bool
+    no_wait: bool
+
+
+def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options every job kind takes, and hands them over as one `Options`."""
+
+    @click.option("-c", "--config", type=click.Path(path_type=Path), help="The project's file (launcher.yaml).")
+    @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting of the file.")
+    @click.option("--local", is_flag=True, help="Use the local SageMaker of this machine.")
+    @click.option("--dry-run", is_flag=True, help="Print the requests instead of sending them.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+    @click.option("--no-wait", is_flag=True, help="Return once the request has been taken.")
+    @functools.wraps(function)
+    def with_options(
+        *,
+        config: Path,
+        overrides: tuple[str, ...],
+        local: bool,
+        dry_run: bool,
+        as_json: bool,
+        no_wait: bool,
+        **rest: Any,
+    ) -> Any:
+        options = Options(config, overrides, local, dry_run, as_json, no_wait)
+        from launcher.console import show_log, stdout_or_stderr
+
+        show_log(stdout_or_stderr(as_json or dry_run))
+        return function(options, **rest)
+
+    return with_options
+
+
+def load_settings(options: Options, arguments: dict[str, str | None] | None = None) -> "Settings":
+    """The configuration, positional arguments and `--local` included."""
+    from launcher.settings import load
+
+    given = [f"{key}={value}" for key, value in (arguments or {}).items() if value]
+    if not options.local:
+        return load(options.config, [*options.overrides, *given])
+    if not options.dry_run:
+        use_local_server()
+    region = os.environ.get("AWS_REGION", "us-east-1")
+    local_defaults = {"role": LOCAL_ROLE, "images.registry": ""}
+    return load(options.config, [*options.overrides, *given, f"region={region}"], defaults=local_defaults)
+
+
+def use_local_server() -> None:
+    """Start the local SageMaker and point every AWS client of this process at it."""
+    from launcher.aws import use_environment
+
+    use_environment(local_server("up").environment())
+
+
+def local_server(action: str) -> Any:
+    """`up`, `status` or `down` of the local SageMaker.
+
+    Raises:
+        LauncherError: it did not start or end.
+    """
+    from launcher.local import client
+
+    try:
+        return getattr(client, action)(LOCAL_HOME)
+    except client.LocalServerError as error:
+        raise LauncherError(str(error)) from error
+
+
+def open_project(settings: "Settings", options: Options) -> "Project":
+    """The project with its account."""
+    from launcher.aws import Aws
+    from launcher.console import progress_for, stdout_or_stderr
+    from launcher.project import Project
+
+    progress = progress_for(stdout_or_stderr(options.json))
+    return Project(settings.config, settings.directory, Aws(settings.config.region), progress)
+
+
+def show_calls(options: Options, kind: str, settings: "Settings") -> None:
+    """Print the requests a verb would send."""
+    from launcher.project import dry_calls
+
+    calls = [asdict(call) for call in dry_calls(kind, settings.config)]
+    show(
+        options,
+        calls,
+        [f"# {call['service']} {call['operation']}\n{json.dumps(call['request'], indent=2)}" for call in calls],
+    )
+
+
+def show_call(options: Options, operation: str, request: dict[str, Any], service: str = "sagemaker") -> None:
+    """Print one request a verb would send."""
+    show(
+        options,
+        [{"service": service, "operation": operation, "request": request}],
+        [f"{operation} {json.dumps(request)}"],
+    )
+
+
+def show(options: Options, result: Any, lines: Iterable[str]) -> None:
+    """Print a result: JSON where it was asked for, lines for a person otherwise."""
+    if options.json:
+        click.echo(json.dumps(result, indent=2, default=str))
+        return
+    for line in lines:
+        click.echo(line)
+
+
+def show_table(options: Options, rows: list[list[str]], header: list[str]) -> None:
+    """Print rows, or the same as a list of JSON objects."""
+    from launcher.console import table
+
+    records = [dict(zip([name.lower() for name in header], row, strict=True)) for row in rows]
+    show(options, records, [table(rows, header)] if rows else ["none"])
+
+
+def command(verb: str, argument: str, options: Options) -> str:
+    """A command to copy, with the options that matter."""
+    given = ([f"-c {options.config}"] if options.config else []) + (["--local"] if options.local else [])
+    return " ".join(["python -m launcher", verb, argument, *given])

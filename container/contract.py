@@ -144,6 +144,7 @@ DEFAULT_INVOCATIONS_ACCEPT = "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"
 MASTER_ADDR = "SLIPWAY_MASTER_ADDR"  # overrides the first host: several "hosts" as processes on one machine
 MASTER_PORT_VARIABLE = "SLIPWAY_MASTER_PORT"
 MAX_RUNTIME_SECONDS = "SLIPWAY_MAX_RUNTIME_SECONDS"  # StoppingCondition.MaxRuntimeInSeconds, which SageMaker hides
+REQUIRE_MODEL = "SLIPWAY_REQUIRE_MODEL"  # "true": a job whose script leaves no model fails
 PEER_TIMEOUT_SECONDS_VARIABLE = "SLIPWAY_PEER_TIMEOUT_SECONDS"  # how long a training host waits for the others
 RUNTIME_DIR_VARIABLE = "SLIPWAY_RUNTIME_DIR"  # where a host's launcher and its ranks meet: pids, errors, stop request
 SM_PREFIX = "SM_"  # of the variables that user scripts read; the toolkits derive them from /opt/ml, and so do we

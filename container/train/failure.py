@@ -7,7 +7,7 @@ import signal
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from container import contract
@@ -38,6 +38,7 @@ _HINTS = {
         "the host's driver does not suit the image's CUDA: use a newer instance family or an older CUDA image"
     ),
     r"CUDA error: device-side assert": "a label or index is out of range; CUDA_LAUNCH_BLOCKING=1 shows where",
+    r"SM_CHANNEL_|/input/data/": "the job has no such channel, or it is empty here: compare its InputDataConfig",
     r"Read-only file system": "input channels are read-only: write to the model, output data or /tmp directories",
     r"Can't pickle|cannot pickle": "DataLoader workers need top-level functions; num_workers=0 needs none",
 }
@@ -65,7 +66,6 @@ class RankError:
     trace: str = ""
     exit_code: int = 1
     """As subprocess gives it: negative for a signal."""
-    notes: Sequence[str] = field(default=())
 
     @property
     def signal(self) -> signal.Signals | None:
@@ -112,8 +112,6 @@ def from_exception(error: BaseException, rank: int, host: str, code_dir: str | N
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
         message = f"the script called sys.exit({error.code!r})"
-        if code == 2:
-            message += "; argparse does so after printing its usage to the log"
     return RankError(
         rank=rank,
         host=host,
@@ -180,6 +178,13 @@ def write_failure(opt_ml: OptMl, text: str) -> None:
     temporary = path.with_name(f".failure.{os.getpid()}")
     temporary.write_bytes(truncate_utf8(text, contract.FAILURE_REASON_LIMIT).encode())
     temporary.replace(path)
+
+
+def location_in_stack(stack: str, code_dir: str | None) -> str:
+    """The innermost `file:line` of the user's code in faulthandler's output."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', stack)  # innermost first
+    own = [frame for frame in frames if code_dir and frame[0].startswith(code_dir)]
+    return "".join(f"{os.path.basename(name)}:{line}" for name, line in own[:1])
 
 
 def write_traces(opt_ml: OptMl, host: str, errors: Sequence[RankError]) -> None:

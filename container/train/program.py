@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Program:
         return None if self.kind == "builtin" else self.name
 
 
-def find_program(environment: TrainingEnvironment, environ: dict[str, str]) -> Program:
+def find_program(environment: TrainingEnvironment, environ: Mapping[str, str]) -> Program:
     """The user's program, with its code in place and its requirements installed; else the built-in one.
 
     The program's name comes from `SAGEMAKER_PROGRAM`, then from the hyperparameter `sagemaker_program`; an empty one is
@@ -75,13 +76,13 @@ def check_builtin_job(environment: TrainingEnvironment) -> None:
         )
 
 
-def _setting(environment: TrainingEnvironment, environ: dict[str, str], variable: str, hyperparameter: str) -> str:
+def _setting(environment: TrainingEnvironment, environ: Mapping[str, str], variable: str, hyperparameter: str) -> str:
     """A script-mode setting from its variable or its hyperparameter, JSON-quoted or not; "" where unset."""
     value = decode_hyperparameter(environ.get(variable, "")) or environment.reserved_hyperparameters.get(hyperparameter)
     return str(value or "").strip()
 
 
-def code_directory(environment: TrainingEnvironment, environ: dict[str, str], program: str) -> Path | None:
+def code_directory(environment: TrainingEnvironment, environ: Mapping[str, str], program: str) -> Path | None:
     """Where the user's code lies, after unpacking; None when the job brings none.
 
     Raises:

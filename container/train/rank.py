@@ -4,6 +4,7 @@
 ours for it: its own exception is recorded with time, place and full trace, so that the first one to fail can be told.
 """
 
+import dataclasses
 import faulthandler
 import io
 import os
@@ -11,6 +12,7 @@ import runpy
 import signal
 import sys
 import threading
+import time
 import traceback
 from typing import BinaryIO
 
@@ -19,6 +21,7 @@ from container.train import failure
 from container.train.runtime import Runtime
 
 EXIT_SECONDS = 20.0  # for a failed rank's atexit handlers and threads; then it is ended, so that the job can end
+PROGRESS_SECONDS = 10.0  # a progress bar's line in the log
 STOPPED = 128 + signal.SIGTERM
 
 
@@ -52,7 +55,10 @@ def _prepare_process(runtime: Runtime) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     runtime.register_rank(int(os.environ["LOCAL_RANK"]))
-    faulthandler.enable()
+    stacks = runtime.stack_file(int(os.environ["RANK"])).open("w")  # open until the end: a crash writes into it
+    faulthandler.enable(stacks)
+    # Ended by torchrun because another rank has failed, a rank leaves its stacks; a handler of the script's own wins.
+    faulthandler.register(signal.SIGTERM, stacks, all_threads=True, chain=True)
     prefix = f"[{_host()} rank {os.environ['RANK']}] " if int(os.environ["WORLD_SIZE"]) > 1 else ""
     sys.stdout = LineStream(sys.stdout.buffer, prefix)
     sys.stderr = LineStream(sys.stderr.buffer, prefix)
@@ -61,22 +67,38 @@ def _prepare_process(runtime: Runtime) -> None:
 class LineStream(io.TextIOWrapper):
     """A text stream that writes whole lines in one system call each, so that the lines of many ranks never mix.
 
-    With several ranks each line starts with host and rank. A progress bar's carriage returns become line ends.
+    With several ranks each line starts with host and rank.
     """
 
     def __init__(self, buffer: BinaryIO, prefix: str) -> None:
         super().__init__(buffer, encoding="utf-8", errors="backslashreplace", line_buffering=True, write_through=True)
+        self.last_line = ""
         self._prefix = prefix
         self._pending = ""
         self._lock = threading.Lock()
+        self._progress_shown = 0.0
 
     def write(self, text: str) -> int:
         with self._lock:
-            *lines, self._pending = (self._pending + text.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
+            *lines, self._pending = (self._pending + text.replace("\r\n", "\n")).split("\n")
             for line in lines:
-                super().write(f"{self._prefix}{line}\n")
-                self.buffer.flush()
+                self._write_line(line.rpartition("\r")[2])
+            if "\r" in self._pending:
+                self._show_progress()
         return len(text)
+
+    def _show_progress(self) -> None:
+        """A bar that redraws itself becomes a line every ten seconds."""
+        *drawn, self._pending = self._pending.split("\r")
+        bar = next((text for text in reversed(drawn) if text.strip()), "")
+        if bar and time.monotonic() - self._progress_shown > PROGRESS_SECONDS:
+            self._progress_shown = time.monotonic()
+            self._write_line(bar)
+
+    def _write_line(self, line: str) -> None:
+        self.last_line = line or self.last_line
+        super().write(f"{self._prefix}{line}\n")
+        self.buffer.flush()
 
     def close(self) -> None:
         if self._pending:
@@ -104,6 +126,9 @@ def _host() -> str:
 
 def _fail(runtime: Runtime, error: BaseException) -> int:
     record = failure.from_exception(error, int(os.environ["RANK"]), _host(), os.getcwd())
+    if isinstance(error, SystemExit) and isinstance(sys.stderr, LineStream) and sys.stderr.last_line:
+        # argparse, for one, prints what is wrong and exits with 2
+        record = dataclasses.replace(record, message=f"{record.message}; last words: {sys.stderr.last_line}")
     failure.record(runtime.directory, record)
     traceback.print_exception(error)
     sys.stderr.flush()

@@ -33,6 +33,15 @@ class Runtime:
     def stop_requested(self) -> bool:
         return self.stop_request.exists()
 
+    def stack_file(self, rank: int) -> Path:
+        """Where a rank's Python stacks go when a signal ends it."""
+        return self.directory / f"stack-{rank}.txt"
+
+    def stacks(self) -> dict[int, str]:
+        """Rank -> its stacks, of those that a signal ended."""
+        texts = {path: path.read_text(errors="replace") for path in self.directory.glob("stack-*.txt")}
+        return {int(path.stem.partition("-")[2]): text for path, text in texts.items() if text}
+
     def write(self, name: str, value: Any) -> None:
         temporary = self.directory / f".{name}.{os.getpid()}"
         temporary.write_text(json.dumps(value))

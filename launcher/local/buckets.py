@@ -7,20 +7,16 @@ metadata that differ from the default lie in `s3-metadata/`, so that `s3/` holds
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from moto.backends import get_backend
 from moto.s3.models import FakeDeleteMarker
 
+from launcher.local.key_files import KeyFiles
+
 ACCOUNT = "123456789012"  # moto's
-DEFAULT_METADATA = {"Content-Type": "binary/octet-stream"}
-CLASH = "%file"  # ends the file of a key that is a folder, too: `a` beside `a/b`; a real `%` is written %25
-LONG = "%~"  # ends a piece of a name that is too long for a file system
-MAX_NAME_BYTES = 200
-TEMPORARY = "%tmp"  # no key's file has this name
+DEFAULT_METADATA = {"content-type": "binary/octet-stream"}
 
 
 class BucketError(Exception):
@@ -40,27 +36,6 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def relative_path(key: str) -> PurePosixPath:
-    """Where a key's file lies below its bucket's folder; every key has one of its own, none leaves the folder."""
-    parts: list[str] = []
-    for part in key.split("/"):
-        safe = part.replace("%", "%25").replace("\0", "%00")
-        if safe.strip(".") == "":  # "", ".", "..", which a file system reads otherwise
-            safe = "%" + safe.replace(".", "%2E")
-        while len(safe.encode()) > MAX_NAME_BYTES:
-            piece = safe.encode()[: MAX_NAME_BYTES - 8].decode("utf-8", "ignore")
-            parts.append(piece + LONG)
-            safe = safe[len(piece) :]
-        parts.append(safe if safe.strip(".") else safe.replace(".", "%2E"))
-    return PurePosixPath(*parts)
-
-
-def key_of(path: PurePosixPath) -> str:
-    """The key whose file lies at `path`: the inverse of `relative_path`, the clash mark included."""
-    joined = str(path).removesuffix(CLASH).replace(LONG + "/", "")
-    return "/".join("" if part == "%" else unquote(part.replace("%%", "%", 1)) for part in joined.split("/"))
-
-
 class Buckets:
     """Objects by bucket and key; safe to use from any thread."""
 
@@ -76,16 +51,12 @@ class Buckets:
         self._files.mkdir(parents=True, exist_ok=True)
         for folder in self._files.iterdir():
             self._backend.create_bucket(folder.name, self._region)
-            for path in folder.rglob("*"):
-                if path.is_file() and path.name != TEMPORARY:
-                    self._restore_object(folder.name, path)
-
-    def _restore_object(self, bucket: str, path: Path) -> None:
-        relative = PurePosixPath(path.relative_to(self._files / bucket))
-        stored = self._backend.put_object(bucket, key_of(relative), path.read_bytes())
-        metadata = self._metadata / bucket / f"{relative}.json"
-        if metadata.is_file():
-            stored.set_metadata(json.loads(metadata.read_text()), replace=False)
+            metadata_files = KeyFiles(self._metadata / folder.name)
+            for key, path in KeyFiles(folder).items():
+                stored = self._backend.put_object(folder.name, key, path.read_bytes())
+                metadata = metadata_files.read(key)
+                if metadata is not None:
+                    stored.set_metadata(json.loads(metadata))
 
     # --- what the platform does -------------------------------------------------------------------------------------
 
@@ -162,56 +133,16 @@ class Buckets:
 
     def mirror_object(self, bucket: str, key: str) -> None:
         """Make the file of a key what the object is: its bytes, or gone."""
+        files, metadata_files = KeyFiles(self._files / bucket), KeyFiles(self._metadata / bucket)
         with self.lock:
             stored = self._find(bucket, key)
-            folder = self._files / bucket
-            path = _existing_or_new(folder, relative_path(key))
-            metadata_path = self._metadata / bucket / f"{path.relative_to(folder)}.json"
             if stored is None:
-                _remove(path, folder)
-                _remove(metadata_path, self._metadata)
+                files.remove(key)
+                metadata_files.remove(key)
                 return
-            _write_atomically(path, stored.value)
-            metadata = dict(stored.metadata)
-            if {name.lower(): value for name, value in metadata.items()} == {"content-type": "binary/octet-stream"}:
-                _remove(metadata_path, self._metadata)
+            files.write(key, stored.value)
+            metadata = {name.lower(): value for name, value in stored.metadata.items()}
+            if metadata == DEFAULT_METADATA:
+                metadata_files.remove(key)
             else:
-                _write_atomically(metadata_path, json.dumps(metadata).encode())
-
-
-def _existing_or_new(folder: Path, relative: PurePosixPath) -> Path:
-    """The file for a key, with a file that stands where a folder must be moved aside."""
-    path = folder
-    for part in relative.parts[:-1]:
-        path = path / part
-        if path.is_file():
-            content = path.read_bytes()
-            path.unlink()
-            path.mkdir()
-            path.with_name(path.name + CLASH).write_bytes(content)
-    path = path / relative.parts[-1]
-    return path.with_name(path.name + CLASH) if path.is_dir() else path
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(TEMPORARY)
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
-def _remove(path: Path, stop: Path) -> None:
-    """Remove a file and the folders that it leaves empty, below `stop`."""
-    path.unlink(missing_ok=True)
-    for parent in _parents_below(path, stop):
-        try:
-            parent.rmdir()
-        except OSError:
-            return
-
-
-def _parents_below(path: Path, stop: Path) -> Iterator[Path]:
-    for parent in path.parents:
-        if parent == stop:
-            return
-        yield parent
+                metadata_files.write(key, json.dumps(metadata).encode())

@@ -49,6 +49,7 @@ class Gateway:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
+        environ["RAW_URI"] = environ["REQUEST_URI"]  # where moto looks for S3 keys; else it unquotes twice
         service = signed_service(environ)
         if path.startswith(ADMIN_PREFIX):
             return self._answer_admin(environ, start_response)

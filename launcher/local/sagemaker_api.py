@@ -96,7 +96,7 @@ class SageMakerApi:
     # --- create -----------------------------------------------------------------------------------------------------
 
     def _create(self, kind: Kind, request: Document, status: str = "") -> Document:
-        now = time.time()
+        now = round(time.time(), 3)  # clients send times back in milliseconds
         arn = self._platform.arn(kind, request[kind.name])
         document = {**request, kind.arn: arn, "CreationTime": now, "LastModifiedTime": now}
         if kind.status:

@@ -5,16 +5,12 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote
-
-import waitress.server
 
 from launcher.local.buckets import Buckets
 from launcher.local.client import AWS_CONFIG, RUNTIME_VARIABLE, LocalServer
@@ -22,6 +18,7 @@ from launcher.local.containers import ProcessRuntime, Runtime
 from launcher.local.endpoints import Endpoints
 from launcher.local.errors import ResourceNotFound
 from launcher.local.gateway import Gateway
+from launcher.local.http_server import bind, create_http_server
 from launcher.local.logs import Logs
 from launcher.local.platform import JobQueue, Platform
 from launcher.local.runtime_api import RuntimeApi
@@ -33,14 +30,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_REGION = "us-east-1"
 CONCURRENCY_VARIABLE = "SLIPWAY_LOCAL_JOBS"  # how many jobs run at once; the others wait
 DEFAULT_CONCURRENCY = 2
-THREADS = 64  # an invocation holds one for up to 60 s
-WAITRESS_SETTINGS: dict[str, Any] = {
-    "threads": THREADS,
-    "max_request_body_size": 2**40,
-    "channel_timeout": 3600,
-    "connection_limit": 1000,
-    "ident": None,
-}
 HOME_WATCH_SECONDS = 2.0
 DIED_REASON = "InternalServerError: the local SageMaker died while this job was running. Start the job again."
 
@@ -121,7 +110,7 @@ class LocalSageMaker:
             self.platform.buckets,
             self._admin,
         )
-        self._server = waitress.server.create_server(gateway, sockets=listeners, **WAITRESS_SETTINGS)
+        self._server = create_http_server(gateway, listeners)
 
     def start(self) -> None:
         """Bring back what an earlier server left, then listen."""
@@ -201,32 +190,6 @@ def last_port(home: Path) -> int:
         return int(json.loads((home / "server.json").read_text())["url"].rpartition(":")[2])
     except (OSError, ValueError, KeyError):
         return 0
-
-
-def bind(hosts: Sequence[str], wanted_port: int) -> list[socket.socket]:
-    """One listening socket per address, all on one port: the wanted one, so that exported variables stay right, or any.
-
-    Raises:
-        OSError: the first address has no free port.
-    """
-    first, *others = hosts
-    listeners = [_listener(first, wanted_port) or _listener(first, 0)]
-    if listeners[0] is None:
-        raise OSError(f"no free port on {first}")
-    port = listeners[0].getsockname()[1]
-    listeners += [_listener(host, port) for host in others]  # a container that needs no AWS runs without them
-    return [listener for listener in listeners if listener is not None]
-
-
-def _listener(host: str, port: int) -> socket.socket | None:
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError:
-        listener.close()
-        return None
-    return listener
 
 
 if __name__ == "__main__":

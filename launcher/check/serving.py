@@ -1,0 +1,488 @@
+"""Checks of a serving container; what they can, they ask of one shared server in the platform's conditions."""
+
+import contextlib
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGTERM
+
+from container.contract import (
+    BATCH_PAYLOAD_BYTES,
+    DEFAULT_PORT,
+    EXECUTION_PARAMETERS_PATH,
+    INVOCATIONS_PATH,
+    REALTIME_PAYLOAD_BYTES,
+    SAFE_PORT_RANGE,
+)
+from launcher.check.bench import (
+    Bench,
+    Server,
+    digests,
+    first_answer,
+    first_server,
+    healthy_server,
+    is_healthy,
+    wait_until_healthy,
+)
+from launcher.check.http import Address, Answer, NoAnswer, connect_seconds, send, send_raw
+from launcher.check.target import CheckFailed, NotJudged, wait_for_end, wait_until
+from launcher.local.containers import free_port
+
+EVERYWHERE = ("0.0.0.0", "::")
+CONNECT_SECONDS = 0.25  # "Custom Inference Code with Hosting Services": accept within 250 ms
+BUSY_REQUESTS = 32
+DISCONNECTS = 20
+ERROR_BODY_CHARACTERS = 2048  # ModelError.OriginalMessage
+UNKNOWN_TYPE = "application/x-slipway-unknown"
+MALFORMED = b'\x00\xff{"not: anything that parses'
+PORTS = (9191, 9192)  # of two containers of one endpoint
+SAFE_RANGES = ("10000-10009", "10010-10019")
+SLOW_HEAD_START_SECONDS = 0.5
+MEBIBYTE = 1024 * 1024
+
+
+# --- network and start ------------------------------------------------------------------------------------------------
+
+
+def listens_everywhere(bench: Bench) -> None:
+    """C82: read from the socket table, so that a server on loopback only is told apart from a dead one."""
+    server = bench.once(first_server)
+
+    def settled() -> bool:
+        return server.running.exit_code is not None or bool(_addresses(server, server.port))
+
+    wait_until(settled, bench.patience.startup)
+    addresses = _addresses(server, server.port)
+    verdict = "the endpoint fails with 'did not pass the ping health check'"
+    if not addresses:
+        raise CheckFailed(f"nothing listens on port {server.port} ({server.log_tail!r}); {verdict}")
+    if not addresses & set(EVERYWHERE):
+        raise CheckFailed(
+            f"it listens on {min(addresses)}:{server.port} only, and SageMaker's probes come from outside; {verdict}"
+        )
+
+
+def _addresses(server: Server, port: int) -> set[str]:
+    return {address for address, bound in server.running.listening() if bound == port}
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One of two copies in a network namespace."""
+
+    port: int
+    failure: str
+    """Why it did not become healthy; "" if it did."""
+    listening: frozenset[int]
+
+
+def two_copies(bench: Bench) -> tuple[Copy, Copy]:
+    """Two copies with ports of their own, as in a multi-container endpoint."""
+    ports = PORTS if bench.target.is_image else (free_port(), free_port())
+    first = bench.start_server({SAFE_PORT_RANGE: SAFE_RANGES[0]}, bench.model, ports=ports)
+    second = bench.start_server({SAFE_PORT_RANGE: SAFE_RANGES[1]}, bench.model, ports=ports[1:], beside=first)
+    try:
+        return _look_at(first, bench), _look_at(second, bench)
+    finally:
+        second.running.remove()
+        first.running.remove()
+
+
+def _look_at(server: Server, bench: Bench) -> Copy:
+    failure = ""
+    try:
+        wait_until_healthy(server, bench.patience.startup)
+    except CheckFailed as error:
+        failure = str(error)
+    return Copy(server.port, failure, frozenset(port for _, port in server.running.listening()))
+
+
+def binds_to_the_given_port(bench: Bench) -> None:
+    """C83: SAGEMAKER_BIND_TO_PORT."""
+    copy = bench.once(two_copies)[0]
+    if copy.failure:
+        raise CheckFailed(f"SAGEMAKER_BIND_TO_PORT={copy.port}: {copy.failure}")
+    if DEFAULT_PORT in copy.listening - {copy.port}:
+        raise CheckFailed(
+            f"SAGEMAKER_BIND_TO_PORT={copy.port} and it listens on {DEFAULT_PORT} as well: another container's"
+        )
+
+
+def two_copies_serve_side_by_side(bench: Bench) -> None:
+    """C128: two copies side by side."""
+    copies = bench.once(two_copies)
+    for copy in copies:
+        if copy.failure:
+            raise CheckFailed(f"with a copy beside it, on port {copy.port}: {copy.failure}")
+    allowed = {copy.port for copy in copies} | {port for text in SAFE_RANGES for port in _range(text)}
+    extra = (copies[0].listening | copies[1].listening) - allowed
+    if extra:
+        raise CheckFailed(
+            f"port {min(extra)} is bound beside SAGEMAKER_BIND_TO_PORT and outside SAGEMAKER_SAFE_PORT_RANGE: the "
+            "second container of a multi-container endpoint finds it taken"
+        )
+
+
+def _range(text: str) -> range:
+    first, _, last = text.partition("-")
+    return range(int(first), int(last) + 1)
+
+
+def accepts_while_busy(bench: Bench) -> None:
+    """C84: a connect takes 250 ms at most, however busy."""
+    request, server = bench.request, bench.server
+    address = server.address
+    with _busy(server, bench):
+        time.sleep(0.2)
+        slowest = max(_connect(address) for _ in range(10))
+    if slowest > CONNECT_SECONDS:
+        raise CheckFailed(
+            f"with {BUSY_REQUESTS} requests of {len(request.body)} bytes in work a connect took {slowest * 1000:.0f} "
+            "ms; the platform allows 250 ms and then fails the invocation"
+        )
+
+
+def _connect(address: Address) -> float:
+    try:
+        return connect_seconds(address, 3)
+    except NoAnswer:
+        return 3.0
+
+
+@contextlib.contextmanager
+def _busy(server: Server, bench: Bench) -> Iterator[None]:
+    """Requests in work from `BUSY_REQUESTS` clients at once."""
+    stop = threading.Event()
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(NoAnswer):
+                server.invoke(bench.request)
+
+    threads = [threading.Thread(target=keep_asking, daemon=True) for _ in range(BUSY_REQUESTS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(10)
+
+
+# --- /ping ------------------------------------------------------------------------------------------------------------
+
+
+def ping_is_200(bench: Bench) -> None:
+    """C85: GET /ping is 200 within 2 s."""
+    answer = bench.server.ping()
+    if answer.status != 200:
+        raise CheckFailed(f"GET /ping is {answer}; the instance is replaced")
+
+
+def ping_waits_for_the_model(bench: Bench) -> None:
+    """C86: the first request is sent right after the first 200: a server that said so too early cannot answer it."""
+    _ = bench.server
+    first = bench.once(first_answer)
+    bench.answering_server()
+    if isinstance(first, Answer) and first.is_success:
+        return
+    raise CheckFailed(
+        f"/ping was 200 while the model was not ready (the first request: {first}, a later one: 200): the endpoint "
+        "takes traffic that it cannot serve"
+    )
+
+
+def broken_model_is_told(bench: Bench) -> None:
+    """C88: a broken model ends it, or keeps it unhealthy."""
+    if bench.model is None:
+        raise NotJudged("no model to break: give --model DIR")
+    broken = bench.new_directory("broken-model")
+    if not break_model(bench.model, broken):
+        raise NotJudged("the model directory holds nothing but code/: there is no model file to break")
+    server = bench.start_server(model=broken)
+    try:
+
+        def settled() -> bool:
+            return server.running.exit_code is not None or is_healthy(server)
+
+        wait_until(settled, bench.patience.broken_model)
+        code, log = server.running.exit_code, server.log_tail
+        if code == 0:
+            raise CheckFailed(f"with a broken model serve ends with 0: {log!r}")
+        if code is None and is_healthy(server):
+            raise CheckFailed(
+                "/ping is 200 with a broken model: the endpoint becomes InService, every invocation fails, and no "
+                "update is rolled back"
+            )
+        if not log:
+            raise CheckFailed("with a broken model serve is not healthy, and its log does not say why")
+    finally:
+        server.running.remove()
+
+
+def break_model(model: Path, broken: Path) -> bool:
+    """Copy a model directory with every file but the user's code replaced by garbage; False if there is none."""
+    shutil.copytree(model, broken, dirs_exist_ok=True)
+    files = [path for path in broken.rglob("*") if path.is_file() and path.relative_to(broken).parts[0] != "code"]
+    for path in files:
+        path.write_bytes(b"\x00slipway check broke this file\xff")
+    return bool(files)
+
+
+def post_ping_is_get_ping(bench: Bench) -> None:
+    """C89: POST /ping is GET /ping."""
+    answer = bench.server.ping("POST")
+    if answer.status != 200:
+        raise CheckFailed(f"POST /ping is {answer}, GET is 200; the guide names both, so a probe may be either")
+
+
+# --- /invocations -----------------------------------------------------------------------------------------------------
+
+
+def unknown_headers_are_ignored(bench: Bench) -> None:
+    """C90: unknown headers are ignored."""
+    headers = {
+        "X-Amzn-SageMaker-Not-Yet-Known": "1",
+        "X-Amzn-SageMaker-Target-Variant": "blue",
+        "X-Amzn-SageMaker-Custom-Attributes": "trace=1",
+        "X-Amzn-Trace-Id": "Root=1-2-3",
+        "X-Forwarded-For": "10.0.0.1",
+    }
+    _need_success(bench.answering_server().invoke(bench.request, headers), "with headers it does not know")
+
+
+def any_host_is_served(bench: Bench) -> None:
+    """C91: any Host is served."""
+    address = bench.server.address
+    for version, host in (("1.1", "Host: model.aws.local:8080\r\n"), ("1.0", "")):
+        answer = send_raw(address, f"GET /ping HTTP/{version}\r\n{host}Connection: close\r\n\r\n")
+        if answer.status != 200:
+            raise CheckFailed(
+                f"/ping is {answer} with {host.strip() or 'no Host header'}, as SageMaker's probes send it; the "
+                "endpoint fails with 'did not pass the ping health check'"
+            )
+
+
+def types_may_be_absent(bench: Bench) -> None:
+    """C92: Content-Type and Accept may be absent."""
+    server = bench.server
+    body = bench.materials.request.body if bench.materials.request else b"{}"
+    answer = server.post(body, {})
+    if answer.status >= 500:
+        raise CheckFailed(
+            f"without Content-Type and Accept the answer is {answer}: callers that give none get a ModelError"
+        )
+
+
+def type_parameters_are_ignored(bench: Bench) -> None:
+    """C93: a charset after the Content-Type."""
+    content_type = bench.request.content_type
+    if not content_type.startswith(("application/json", "text/")):
+        raise NotJudged(f"a charset means nothing for {content_type}")
+    headers = {"Content-Type": f"{content_type.partition(';')[0]}; charset=utf-8"}
+    _need_success(
+        bench.answering_server().invoke(bench.request, headers), f"with Content-Type {headers['Content-Type']!r}"
+    )
+
+
+def bad_requests_are_4xx(bench: Bench) -> None:
+    """C94: each kind has its own status, and a body short enough for ModelError."""
+    server = bench.answering_server()
+    content_type = {"Content-Type": bench.request.content_type}
+    cases = {
+        415: ("an unknown Content-Type", server.post(bench.request.body, {"Content-Type": UNKNOWN_TYPE})),
+        406: ("an unknown Accept", server.post(bench.request.body, content_type | {"Accept": UNKNOWN_TYPE})),
+        400: ("a malformed body", server.post(MALFORMED, content_type)),
+    }
+    wrong = [f"{what} is {answer}, not {status}" for status, (what, answer) in cases.items() if answer.status != status]
+    if wrong:
+        raise CheckFailed("; ".join(wrong) + ": the caller's ModelError does not say whose mistake it was")
+    long = [what for what, answer in cases.values() if len(answer.body) > ERROR_BODY_CHARACTERS]
+    if long:
+        raise CheckFailed(f"the answer to {long[0]} is longer than 2048 characters: ModelError cuts it")
+
+
+def large_body_gets_an_answer(bench: Bench) -> None:
+    """C97: the request padded to 25 MB: as spaces behind JSON or text, which mean nothing."""
+    request, server = bench.request, bench.server
+    body = request.body + b" " * (REALTIME_PAYLOAD_BYTES - len(request.body))
+    try:
+        answer = server.post(body, request.headers)
+    except NoAnswer as failure:
+        raise CheckFailed(f"a body of 25 MB: {failure}; the caller gets a ModelError without a reason") from failure
+    if answer.status == 413:
+        raise CheckFailed(
+            "a body of 25 MB is refused with 413: the platform lets it through, the server's own limit is lower"
+        )
+
+
+def disconnects_are_survived(bench: Bench) -> None:
+    """C99: clients that go away do no harm."""
+    request, server = bench.request, bench.answering_server()
+    for number in range(DISCONNECTS):
+        sent = len(request.body) if number % 2 else len(request.body) // 2
+        with contextlib.suppress(OSError), socket.create_connection(server.address, 5) as connection:
+            connection.sendall(_head(server, request.content_type, len(request.body)) + request.body[:sent])
+    if not wait_until(lambda: is_healthy(server), 10):
+        raise CheckFailed(f"after {DISCONNECTS} clients went away /ping is no longer 200; the instance is replaced")
+    try:
+        answer = server.invoke(request)
+    except NoAnswer as failure:
+        raise CheckFailed(f"after {DISCONNECTS} clients went away: {failure}") from failure
+    _need_success(answer, f"after {DISCONNECTS} clients went away")
+
+
+def _head(server: Server, content_type: str, length: int) -> bytes:
+    lines = (
+        f"POST {INVOCATIONS_PATH} HTTP/1.1",
+        f"Host: {server.address[0]}:{server.address[1]}",
+        f"Content-Type: {content_type}",
+        f"Content-Length: {length}",
+        "\r\n",
+    )
+    return "\r\n".join(lines).encode("ascii")
+
+
+def chunked_request_is_read(bench: Bench) -> None:
+    """C100: a chunked request is read."""
+    request, server = bench.request, bench.answering_server()
+    plain, again = server.invoke(request), server.invoke(request)
+    middle = len(request.body) // 2
+    parts = [request.body[:middle], request.body[middle:]]
+    answer = send(server.address, "POST", INVOCATIONS_PATH, (part for part in parts if part), request.headers)
+    _need_success(answer, "with Transfer-Encoding: chunked and no Content-Length, as batch transform sends it")
+    if plain.body == again.body != answer.body:
+        raise CheckFailed(
+            f"a chunked request is answered {answer}, the same with a length {plain}: its body was not read"
+        )
+
+
+def _need_success(answer: Answer, condition: str) -> None:
+    if not answer.is_success:
+        raise CheckFailed(f"{condition} a request is answered {answer}, otherwise 200; the caller gets a ModelError")
+
+
+# --- stop -------------------------------------------------------------------------------------------------------------
+
+
+def request_in_flight_is_answered(bench: Bench) -> None:
+    """C101: SIGTERM: the request in flight is answered."""
+    materials = bench.materials
+    request = materials.slow_request or bench.request
+    server = wait_until_healthy(bench.start_server(model=materials.slow_model or bench.model), bench.patience.startup)
+    answers: list[Answer | NoAnswer] = []
+
+    def ask() -> None:
+        try:
+            answers.append(server.invoke(request))
+        except NoAnswer as failure:
+            answers.append(failure)
+
+    _ = server.address
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(SLOW_HEAD_START_SECONDS if materials.slow_request else 0)
+    server.running.signal(SIGTERM)
+    code = wait_for_end(server.running, bench.patience.serving_stop)
+    server.running.remove()
+    asking.join()
+    if code is None:
+        raise CheckFailed(
+            f"SIGTERM did not end serve within {bench.patience.serving_stop:.0f} s: SIGKILL follows, every scale-in "
+            "and update cuts requests off"
+        )
+    if not (isinstance(answers[0], Answer) and answers[0].is_success):
+        raise CheckFailed(f"the request in flight at SIGTERM: {answers[0]}; every scale-in and update loses requests")
+
+
+# --- the platform's file system ---------------------------------------------------------------------------------------
+
+
+def model_directory_stays_untouched(bench: Bench) -> None:
+    """C104: the model directory is read-only."""
+    if bench.model is None:
+        raise NotJudged("no model directory: give --model DIR")
+    if _shared_serves(bench):
+        written = sorted(set(digests(bench.model).items()) ^ set(bench.model_before.items()))
+        if written:
+            raise CheckFailed(f"it wrote {written[0][0]} into the model directory, which is read-only on SageMaker")
+        return
+    _blame(
+        bench.serves(writable_model=True), "with a read-only model directory, as on SageMaker, and with a writable one"
+    )
+
+
+def empty_script_variables_are_unset(bench: Bench) -> None:
+    """C106: empty SAGEMAKER_PROGRAM is unset."""
+    if _shared_serves(bench):
+        return
+    _blame(
+        bench.serves(environment={}),
+        "with SAGEMAKER_PROGRAM and SAGEMAKER_SUBMIT_DIRECTORY empty, as the SDK sends them, and without them",
+    )
+
+
+def _shared_serves(bench: Bench) -> bool:
+    try:
+        server = bench.once(healthy_server)
+        return bench.materials.request is None or server.invoke(bench.materials.request).is_success
+    except CheckFailed:
+        return False
+
+
+def _blame(serves_otherwise: bool, conditions: str) -> None:
+    if not serves_otherwise:
+        raise NotJudged("the server does not serve otherwise either, see C3")
+    first, _, second = conditions.partition(", and ")
+    raise CheckFailed(
+        f"it does not serve {first}; {second} it does. The endpoint fails with 'did not pass the ping health check'"
+    )
+
+
+def serves_on_serverless(bench: Bench) -> None:
+    """C142: another user, read-only root, no /dev/shm."""
+    bench.need_image("only a container can be confined so")
+    server = bench.start_server(model=bench.model, hardened=True)
+    try:
+        wait_until_healthy(server, bench.patience.startup)
+        if bench.materials.request is not None:
+            _need_success(server.invoke(bench.materials.request), "on a read-only root")
+    except CheckFailed as failure:
+        raise CheckFailed(
+            f"as another user, on a read-only root, with /tmp only and no /dev/shm: {failure}"
+        ) from failure
+    finally:
+        server.running.remove()
+
+
+# --- batch ------------------------------------------------------------------------------------------------------------
+
+
+def execution_parameters_are_valid(bench: Bench) -> None:
+    """C131: GET /execution-parameters."""
+    answer = send(bench.server.address, "GET", EXECUTION_PARAMETERS_PATH)
+    if answer.status == 404:
+        return
+    ignored = "; batch transform ignores it and uses 1 request of 6 MB at a time"
+    if answer.status != 200:
+        raise CheckFailed(f"GET /execution-parameters is {answer}{ignored}")
+    try:
+        given = json.loads(answer.body)
+        numbers = [given[name] for name in ("MaxConcurrentTransforms", "MaxPayloadInMB")]
+        strategy = given["BatchStrategy"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckFailed(f"GET /execution-parameters is {answer}: {error!r}{ignored}") from error
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise CheckFailed(f"GET /execution-parameters is {answer}: whole numbers are expected{ignored}")
+    if strategy not in ("SINGLE_RECORD", "MULTI_RECORD"):
+        raise CheckFailed(f"BatchStrategy is {strategy!r}, not SINGLE_RECORD or MULTI_RECORD{ignored}")
+    if numbers[0] * numbers[1] > BATCH_PAYLOAD_BYTES // MEBIBYTE:
+        raise CheckFailed(
+            f"MaxConcurrentTransforms times MaxPayloadInMB is {numbers[0] * numbers[1]}, over 100: the job fails"
+        )

@@ -11,13 +11,15 @@ from container.serve.handlers import Context
 class Call:
     """A request, who waits for its answer, and what the stages leave for each other."""
 
-    __slots__ = ("arrived", "bare", "cancelled", "context", "data", "done", "request")
+    __slots__ = ("arrived", "bare", "cancelled", "context", "data", "done", "request", "started")
 
     def __init__(self, request: Request, done: Callable[[Response], None]) -> None:
         self.request = request
         self.done = done
         """Takes the answer, on any thread."""
         self.arrived = time.monotonic()
+        self.started = 0.0
+        """When a compute thread took it; 0.0 while it waits."""
         self.cancelled = False
         """Set when nobody waits any more; work that has not begun is dropped."""
         self.bare = False

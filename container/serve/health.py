@@ -65,6 +65,9 @@ class Health:
                 return state
         return State.ABSENT
 
+    def any_ready(self) -> bool:
+        return State.READY in self._slots[:]
+
     def response(self) -> Response:
         """The answer to `/ping`: an empty 200, or 503 with what the server is waiting for."""
         state = self.state()

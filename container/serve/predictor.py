@@ -7,7 +7,7 @@ image classifier's, or the plain array formats for whatever `model_fn` returned.
 import operator
 import re
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -238,9 +238,18 @@ def _answer(result: Any, kind: str, call: Call) -> Response:
     check_headers({**headers, "Content-Type": kind})
     extra = tuple(headers.items())
     if isinstance(result, Iterator):
-        pieces = (codec.to_bytes(piece) for piece in result)
+        pieces = _pieces(result)
         return Response(200, pieces if wants_stream(call) else b"".join(pieces), kind, extra)
     return Response(200, codec.to_bytes(result), kind, extra)
+
+
+def _pieces(result: Iterator[Any]) -> Iterator[bytes]:
+    try:
+        for piece in result:
+            yield codec.to_bytes(piece)
+    finally:
+        if isinstance(result, Generator):  # closed early: the client has gone
+            result.close()
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from container.serve.batcher import Batcher
 from container.serve.call import Call
 from container.serve.exchange import (
     BodyTooLarge,
+    DeadlineExceeded,
     HandlerFailed,
     Request,
     Response,
@@ -94,8 +95,11 @@ class Service:
             answers.append(response)
             answered.set()
 
-        self.submit(Call(request, done))
-        answered.wait()
+        call = Call(request, done)
+        self.submit(call)
+        if not answered.wait(self.plan.request_timeout_seconds):
+            call.cancelled = True
+            return self.deadline_exceeded(call).response()
         return answers[0]
 
     def submit(self, call: Call) -> None:
@@ -109,6 +113,24 @@ class Service:
         except ServeError as error:
             call.done(error.response())
 
+    def should_wait(self) -> bool:
+        """Whether this process should not take requests yet: it still loads, and another one answers already."""
+        return self._predictor is None and self.health.any_ready()
+
+    def age(self, call: Call) -> float:
+        """Seconds since a call arrived."""
+        return time.monotonic() - call.arrived
+
+    def deadline_exceeded(self, call: Call) -> DeadlineExceeded:
+        """The answer to a call that took too long, with where the time went."""
+        age = self.age(call)
+        queued = call.started - call.arrived if call.started else age
+        return DeadlineExceeded(
+            f"no answer within {self.plan.request_timeout_seconds:g} s",
+            queue_seconds=round(queued, 3),
+            compute_seconds=round(age - queued, 3),
+        )
+
     def too_large(self, length: int) -> BodyTooLarge:
         return BodyTooLarge(f"the body has {length} bytes, this server takes {self.plan.max_request_bytes}")
 
@@ -117,6 +139,7 @@ class Service:
         for call in calls:
             if call.cancelled:
                 continue
+            call.started = time.monotonic()
             key = self._attempt(call, self._decode)
             if key is not FAILED:
                 groups.setdefault(call if key is None else key, []).append(call)

@@ -1,10 +1,26 @@
 """The gunicorn worker: uvicorn's, on uvloop and httptools, with only what this server needs switched on."""
 
+import asyncio
 import os
 import signal
+import socket
+import sys
 from typing import Any
 
+from gunicorn.arbiter import Arbiter
+from uvicorn import Server
 from uvicorn_worker import UvicornWorker
+
+DRAIN_SECONDS = 0.5  # after SIGTERM new requests are still taken for so long: some are on their way already
+
+
+class DrainingServer(Server):
+    """A uvicorn server that tells its clients before it closes their connections."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.loaded_app.draining = True
+        await asyncio.sleep(DRAIN_SECONDS)
+        await super().shutdown(sockets)
 
 
 class Worker(UvicornWorker):
@@ -20,7 +36,16 @@ class Worker(UvicornWorker):
         "server_header": False,
         "proxy_headers": False,
     }
-    slot = 0
+
+    async def _serve(self) -> None:
+        while self.wsgi.service.should_wait():  # a replacement takes no requests while others can answer them
+            await asyncio.sleep(0.05)
+        self.config.app = self.wsgi
+        server = DrainingServer(self.config)
+        self._install_sigquit_handler()
+        await server.serve(sockets=self.sockets)
+        if not server.started:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
     async def callback_notify(self) -> None:
         """Called every moment by uvicorn: end with the master rather than linger as an orphan."""

@@ -87,7 +87,7 @@ class AsgiDoor:
         sent = []
 
         async def receive():
-            return messages.pop(0) if messages else {"type": "http.disconnect"}
+            return messages.pop(0) if messages else await asyncio.Event().wait()  # the client stays
 
         async def send(message):
             sent.append(message)

@@ -116,8 +116,7 @@ class PipeChannel(IterableDataset[Any]):
             return
         with self.open() as file:
             pieces = read_records(file) if self.records else iter(lambda: file.read(BUFFER_BYTES), b"")
-            for piece in pieces:
-                yield self.decode(piece)
+            yield from map(self.decode, pieces)
 
     def _wait_for(self, fifo: Path) -> None:
         started, said = time.monotonic(), False

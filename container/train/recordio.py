@@ -15,10 +15,11 @@ from container.train.files import ChannelError
 MAGIC = 0xCED7230A
 LENGTH_BITS = 29
 LENGTH_MASK = (1 << LENGTH_BITS) - 1
-WHOLE, FIRST, MIDDLE, LAST = range(4)
+WHOLE, FIRST, MIDDLE, LAST = range(4)  # continuation flags
 
 _HEADER = struct.Struct("<II")
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
+_CONTINUES = (False, False, True, True, None, None, None, None)  # by flag: whether parts come before; None: no flag
 
 
 class RecordIOError(ChannelError):
@@ -34,32 +35,31 @@ def read_records(stream: BinaryIO) -> Iterator[bytes]:
     Raises:
         RecordIOError: a wrong magic number, a part without its beginning or end, or an end inside a record.
     """
+    read, unpack, header_bytes = stream.read, _HEADER.unpack_from, _HEADER.size  # small records feel every look-up
     parts: list[bytes] = []
     number = offset = padding = 0
     while True:
-        header = stream.read(padding + _HEADER.size)
-        if len(header) == padding and not parts:
-            return
-        if len(header) < padding + _HEADER.size:
+        header = read(padding + header_bytes)
+        if len(header) < padding + header_bytes:
+            if len(header) == padding and not parts:
+                return
             raise _truncated(number, offset + len(header))
-        magic, word = _HEADER.unpack_from(header, padding)
+        magic, word = unpack(header, padding)
         length, flag = word & LENGTH_MASK, word >> LENGTH_BITS
-        if magic != MAGIC or flag > LAST or (flag in (MIDDLE, LAST)) != bool(parts):
+        if magic != MAGIC or _CONTINUES[flag] is not bool(parts):
             raise _damaged(number, offset + padding, magic, flag)
         offset += len(header) + length
-        payload = stream.read(length)
+        payload = read(length)
         if len(payload) < length:
             raise _truncated(number, offset - length + len(payload))
         padding = -length & 3
-        if flag == WHOLE:
-            yield payload
-            number += 1
-            continue
-        parts.append(payload)
-        if flag == LAST:
-            yield _MAGIC_BYTES.join(parts)
-            parts = []
-            number += 1
+        if flag:
+            parts.append(payload)
+            if flag != LAST:
+                continue
+            payload, parts = _MAGIC_BYTES.join(parts), []
+        yield payload
+        number += 1
 
 
 def _truncated(number: int, end: int) -> RecordIOError:

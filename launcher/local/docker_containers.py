@@ -4,7 +4,8 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,7 @@ class DockerRuntime:
         self._client = docker.from_env(timeout=START_SECONDS)
         self._labels = {HOME_LABEL: str(home)}
         self._lock = threading.Lock()
-        bridge = self._client.networks.get("bridge").attrs["IPAM"]["Config"]
-        self.listen_hosts = ("127.0.0.1", *(config["Gateway"] for config in bridge if "Gateway" in config))
+        self.listen_hosts = ("127.0.0.1", *bridge_addresses(self._client.networks.get("bridge").attrs))
         self._has_gpus = "nvidia" in self._client.info().get("Runtimes", {})
 
     def start(self, spec: ContainerSpec, write_line: Callable[[str], None]) -> "DockerContainer":
@@ -107,6 +107,12 @@ class DockerRuntime:
                 user="0",
                 remove=True,
             )
+
+
+def bridge_addresses(network: Mapping[str, Any]) -> list[str]:
+    """This machine's IPv4 addresses on the default bridge, which `host.docker.internal` means to a container."""
+    configs = [config for config in network["IPAM"]["Config"] if ":" not in config["Subnet"]]
+    return [config.get("Gateway") or str(next(ip_network(config["Subnet"]).hosts())) for config in configs]
 
 
 def _started(container: "DockerContainer") -> "DockerContainer":

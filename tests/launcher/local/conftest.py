@@ -120,18 +120,25 @@ def server_environ(**changes):
     return {**os.environ, client.RUNTIME_VARIABLE: "process", "PYTHONPATH": str(FAKE), **changes}
 
 
-def connect(server):
+def connect_to(server):
     session = boto3.Session(aws_access_key_id="local", aws_secret_access_key="local", region_name="us-east-1")
-    return Aws(server, session)
+    aws = Aws(server, session)
+    if not aws.s3.list_buckets()["Buckets"]:
+        aws.s3.create_bucket(Bucket=BUCKET)
+    return aws
+
+
+@pytest.fixture(scope="session")
+def connect():
+    """Clients of a server, with the bucket that all tests use."""
+    return connect_to
 
 
 @pytest.fixture(scope="session")
 def aws(tmp_path_factory):
     """Clients of a server that the whole session shares; names must be unique (see `unique`)."""
     home = tmp_path_factory.mktemp("local")
-    aws = connect(client.up(home, server_environ(SLIPWAY_LOCAL_JOBS="4")))
-    aws.s3.create_bucket(Bucket=BUCKET)
-    yield aws
+    yield connect_to(client.up(home, server_environ(SLIPWAY_LOCAL_JOBS="4")))
     client.down(home)
 
 
@@ -140,10 +147,7 @@ def own_server(tmp_path):
     """Starts servers in a home of the test's own, and ends them."""
 
     def start(**changes):
-        aws = connect(client.up(tmp_path, server_environ(**changes)))
-        if not aws.s3.list_buckets()["Buckets"]:
-            aws.s3.create_bucket(Bucket=BUCKET)
-        return aws
+        return connect_to(client.up(tmp_path, server_environ(**changes)))
 
     yield start
     client.down(tmp_path)
@@ -196,7 +200,7 @@ def model(aws, unique):
         name = unique("model")
         container = {"Image": IMAGE, "Environment": environment or {}}
         if files is not None:
-            container["ModelDataUrl"] = aws.put(f"models/{name}/model.tar.gz", tar_gz(files))
+            container["ModelDataUrl"] = aws.put(f"models/{name}/model.tar.gz", make_tar_gz(files))
         request = {"PrimaryContainer": container, **members}
         aws.sagemaker.create_model(ModelName=name, ExecutionRoleArn=ROLE, **request)
         return name
@@ -236,7 +240,7 @@ def variant(name, model, **members):
     }
 
 
-def tar_gz(files):
+def make_tar_gz(files):
     buffer = BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, text in files.items():
@@ -244,3 +248,9 @@ def tar_gz(files):
             member.size = len(text.encode())
             archive.addfile(member, BytesIO(text.encode()))
     return buffer.getvalue()
+
+
+@pytest.fixture
+def tar_gz():
+    """A model archive of text files by name, as bytes."""
+    return make_tar_gz

@@ -1,0 +1,211 @@
+"""The Docker runtime, against a real engine, with a small image on top of the training image."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from botocore.exceptions import ClientError
+
+from launcher.local import client
+
+pytestmark = pytest.mark.docker
+ROOT = Path(__file__).parents[3]
+BASE_IMAGE = "slipway-train:local"
+IMAGE = "slipway-fake:local"
+DOCKERFILE = f"""
+FROM {BASE_IMAGE}
+COPY container /opt/fake/container
+ENV PYTHONPATH=/opt/fake PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENTRYPOINT ["/usr/bin/env", "python3", "-m", "container"]
+"""
+LOOK = """
+import json, os, socket, time, urllib.request
+
+def resolve(host):
+    for _ in range(100):  # "name resolution may lag": a peer's name is there once the peer is
+        try:
+            return socket.gethostbyname(host)
+        except OSError:
+            time.sleep(0.1)
+
+found = {"uid": os.getuid(), "hostname": socket.gethostname(), "aws": None}
+found["peers"] = [resolve("algo-1"), resolve("algo-2")]
+if "AWS_ENDPOINT_URL" in os.environ:
+    try:
+        found["aws"] = urllib.request.urlopen(os.environ["AWS_ENDPOINT_URL"] + "/_local/health", timeout=5).status
+    except OSError as error:
+        found["aws"] = str(error)
+host = json.load(open("/opt/ml/input/config/resourceconfig.json"))["current_host"]
+json.dump(found, open(f"/opt/ml/output/data/seen-{host}.json", "w"))
+time.sleep(2)  # until the peer has looked, too
+"""
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    """The fake program in an image of its own."""
+    if docker("image", "inspect", BASE_IMAGE).returncode:
+        base, network = os.environ.get("SLIPWAY_BASE_IMAGE"), os.environ.get("SLIPWAY_BUILD_NETWORK")
+        options = [
+            *(["--build-arg", f"BASE_IMAGE={base}"] if base else []),
+            *(["--network", network] if network else []),
+        ]
+        build = docker("build", "--quiet", *options, "-f", "Dockerfile.train", "-t", BASE_IMAGE, ".")
+        assert build.returncode == 0, build.stderr
+    context = tmp_path_factory.mktemp("image")
+    shutil.copytree(Path(__file__).parent / "fake/container", context / "container")
+    (context / "container/__init__.py").write_text("")
+    shutil.copy(ROOT / "container/contract.py", context / "container")
+    program = context / "container/__main__.py"
+    program.write_text(program.read_text().replace('("127.0.0.1", int', '("0.0.0.0", int'))
+    (context / "Dockerfile").write_text(DOCKERFILE)
+    build = docker("build", "--quiet", "-t", IMAGE, str(context))
+    assert build.returncode == 0, build.stderr
+    yield IMAGE
+    docker("image", "rm", IMAGE)
+
+
+@pytest.fixture(scope="module")
+def aws(image, connect, tmp_path_factory):
+    """As everywhere, but with containers; afterwards nothing of them is left."""
+    home = tmp_path_factory.mktemp("docker")
+    server = client.up(home, {**os.environ, client.RUNTIME_VARIABLE: "docker"})
+    assert server.runtime == "docker"
+    yield connect(server)
+    client.down(home)
+    mine = f"label=slipway.home={home}"
+    assert docker("ps", "--all", "--quiet", "--filter", mine).stdout == ""
+    assert docker("network", "ls", "--quiet", "--filter", mine).stdout == ""
+
+
+def docker(*argv):
+    return subprocess.run(["docker", *argv], capture_output=True, text=True, cwd=ROOT, timeout=1500, check=False)
+
+
+@pytest.fixture
+def look(aws, training_request, channel):
+    """Trains with a script from a channel that looks around; the job's description."""
+    aws.put("look/look.py", LOOK.encode())
+
+    def run(**members):
+        algorithm = {
+            "TrainingImage": IMAGE,
+            "TrainingInputMode": "File",
+            "ContainerEntrypoint": ["python3", "/opt/ml/input/data/code/look.py"],
+        }
+        channels = [channel("s3://test-bucket/look/", "code")]
+        request = training_request(hosts=2, AlgorithmSpecification=algorithm, InputDataConfig=channels, **members)
+        return aws.train(request)
+
+    return run
+
+
+FAKE_PROGRAM = {"TrainingImage": IMAGE, "TrainingInputMode": "File"}
+
+
+def test_hosts_of_a_job_find_each_other_and_reach_the_local_aws(aws, look):
+    job = look()
+    assert job["TrainingJobStatus"] == "Completed", job
+    for host in ("algo-1", "algo-2"):
+        seen = aws.seen(job, host)
+        assert all(seen["peers"]), seen
+        assert seen["aws"] == 200
+        assert seen["uid"] == 0
+        assert seen["hostname"] not in ("algo-1", "algo-2")
+
+
+def test_c69_an_isolated_job_has_its_peers_and_nothing_else(aws, look):
+    seen = aws.seen(look(EnableNetworkIsolation=True))
+    assert all(seen["peers"]), seen
+    assert seen["aws"] is None
+
+
+def test_the_image_runs_with_train_as_its_argument(aws, training_request):
+    job = aws.train(training_request({"epochs": "1"}, AlgorithmSpecification=FAKE_PROGRAM))
+    seen = aws.seen(job)
+    assert seen["argv"] == ["train"]
+    assert "SAGEMAKER_BASE_DIR" not in seen["environ"]
+    assert seen["resources"]["network_interface_name"] == "eth0"
+    assert aws.unpack(job["ModelArtifacts"]["S3ModelArtifacts"])["weights-algo-1.bin"] == "weights"
+
+
+def test_stop_reaches_the_containers_first_process(aws, training_request):
+    request = training_request({"sleep": "600"}, AlgorithmSpecification=FAKE_PROGRAM)
+    name = request["TrainingJobName"]
+    aws.train(request, wait=False)
+    aws.wait_for(
+        lambda: aws.log_lines("/aws/sagemaker/TrainingJobs", name),
+        lambda streams: ["hello from algo-1"] in streams.values(),
+    )
+    aws.sagemaker.stop_training_job(TrainingJobName=name)
+    job = aws.finished("training", name)
+    assert job["TrainingJobStatus"] == "Stopped"
+    assert "stopped.txt" in aws.unpack(job["ModelArtifacts"]["S3ModelArtifacts"])
+
+
+def test_a_failing_container_and_an_unknown_image_fail_the_job(aws, training_request):
+    hyperparameters = {"fail_host": "algo-1", "failure": "ValueError: x"}
+    failing = training_request(hyperparameters, AlgorithmSpecification=FAKE_PROGRAM)
+    assert aws.train(failing)["FailureReason"] == "AlgorithmError: ValueError: x, exit code: 3"
+    unknown = {"TrainingImage": "no-such-image:1", "TrainingInputMode": "File"}
+    job = aws.train(training_request(AlgorithmSpecification=unknown))
+    assert job["FailureReason"].startswith("ClientError: Cannot find the requested image no-such-image:1")
+
+
+def test_an_entrypoint_that_the_image_lacks_fails_the_job(aws, training_request):
+    algorithm = FAKE_PROGRAM | {"ContainerEntrypoint": ["/no/such/program"]}
+    job = aws.train(training_request(AlgorithmSpecification=algorithm))
+    assert job["TrainingJobStatus"] == "Failed"
+    assert "/no/such/program" in job["FailureReason"]
+
+
+def test_c104_a_model_is_served_from_a_read_only_directory_and_replaced_when_it_dies(aws, unique, tar_gz):
+    name = unique("docker-endpoint")
+    uri = aws.put(f"models/{name}/model.tar.gz", tar_gz({"weights.txt": "w"}))
+    role = "arn:aws:iam::123456789012:role/SageMakerRole"
+    container = {"Image": IMAGE, "ModelDataUrl": uri}
+    aws.sagemaker.create_model(ModelName=name, ExecutionRoleArn=role, PrimaryContainer=container)
+    variant = {"VariantName": "A", "ModelName": name, "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
+    aws.sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
+    aws.sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
+    assert aws.wait_in_service(name)["EndpointStatus"] == "InService"
+    seen = json.loads(aws.invoke(name, b"see")["Body"].read())
+    assert seen["model"] == {"weights.txt": "w"}
+    mounts = json.loads(docker("inspect", *container_ids(aws)).stdout)[0]["Mounts"]
+    assert {mount["Destination"]: mount["RW"] for mount in mounts} == {"/opt/ml": True, "/opt/ml/model": False}
+
+    docker("kill", *container_ids(aws))
+    aws.wait_for(lambda: try_invoke(aws, name), lambda body: body == b"BACK")
+    aws.sagemaker.delete_endpoint(EndpointName=name)
+    aws.wait_for(lambda: container_ids(aws), lambda ids: not ids)
+
+
+def container_ids(aws):
+    return docker("ps", "--quiet", "--filter", f"label=slipway.home={aws.server.home}").stdout.split()
+
+
+def try_invoke(aws, name):
+    try:
+        return aws.invoke(name, b"back")["Body"].read()
+    except ClientError:
+        return None
+
+
+def test_a_killed_server_leaves_no_container_behind(image, connect, tmp_path, training_request):
+    environ = {**os.environ, client.RUNTIME_VARIABLE: "docker"}
+    aws = connect(client.up(tmp_path, environ))
+    request = training_request({"sleep": "600"}, AlgorithmSpecification=FAKE_PROGRAM)
+    aws.train(request, wait=False)
+    aws.wait_for(lambda: container_ids(aws), bool)
+    os.kill(aws.server.pid, signal.SIGKILL)
+    again = aws.wait_for(
+        lambda: connect(client.up(tmp_path, environ)), lambda found: found.server.pid != aws.server.pid
+    )
+    assert container_ids(again) == []
+    job = again.sagemaker.describe_training_job(TrainingJobName=request["TrainingJobName"])
+    assert job["TrainingJobStatus"] == "Failed"
+    client.down(tmp_path)

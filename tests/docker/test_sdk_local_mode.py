@@ -1,7 +1,7 @@
 """The SageMaker SDK's own local mode runs our images: a judge of the contract that nobody here wrote.
 
-It lays out `/opt/ml` in AWS's idea of it, starts Docker Compose and talks to the containers. What it leaves behind is
-removed by label-free name: compose projects and containers of a temporary directory of this test.
+It lays out `/opt/ml` in AWS's idea of it, starts Docker Compose and talks to the containers. Its way to end them leaves
+some behind; the fixture removes those.
 """
 
 import io
@@ -28,34 +28,41 @@ QUIET = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"Teleme
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "local",
-        "AWS_SECRET_ACCESS_KEY": "local",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        patch.setenv(name, value)
+def root(tmp_path_factory):
+    """Where the SDK lays out its trees; what Compose started below it is removed in the end."""
+    root = tmp_path_factory.mktemp("sdk")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "local",
+            "AWS_SECRET_ACCESS_KEY": "local",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            patch.setenv(name, value)
+        yield root
+    listing = ["docker", "ps", "--all", "--format", '{{.ID}} {{.Label "com.docker.compose.project.working_dir"}}']
+    rows = [line.partition(" ") for line in subprocess.check_output(listing, text=True).splitlines()]
+    ours = [container for container, _, directory in rows if directory.startswith(str(root))]
+    if ours:
+        subprocess.run(["docker", "rm", "--force", *ours], capture_output=True, check=True)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def new_session(root: Path):
+    """A session with a port of its own: the SDK asks whoever answers there, also a stranger."""
     import boto3
     from sagemaker.core.local.local_session import LocalSession
 
     session = LocalSession(
         boto_session=boto3.Session(region_name="us-east-1"), default_bucket="none", sagemaker_config=QUIET
     )
-    root = tmp_path_factory.mktemp("sdk")
     session.config = {"local": {"container_root": str(root), "region_name": "us-east-1", "serving_port": _free_port()}}
-    yield session
-    patch.undo()
-    names = subprocess.run(
-        ["docker", "ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project.working_dir={root}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    if names:
-        subprocess.run(["docker", "rm", "--force", *names], capture_output=True, check=True)
-    shutil.rmtree(root, ignore_errors=True)
+    return session
+
+
+@pytest.fixture
+def session(root):
+    return new_session(root)
 
 
 def _free_port() -> int:
@@ -93,9 +100,9 @@ def train(session, image: str, digits: Path, output: Path, hosts: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def artifact(session, train_image, digits, tmp_path_factory) -> Path:
+def artifact(root, train_image, digits, tmp_path_factory) -> Path:
     """`model.tar.gz` of a two-host job."""
-    described = train(session, train_image, digits, tmp_path_factory.mktemp("out") / "two", hosts=2)
+    described = train(new_session(root), train_image, digits, tmp_path_factory.mktemp("out") / "two", hosts=2)
     assert described["TrainingJobStatus"] == "Completed"
     return Path(described["ModelArtifacts"]["S3ModelArtifacts"].removeprefix("file://"))
 
@@ -127,7 +134,8 @@ def _member(archive: tarfile.TarFile, name: str) -> tarfile.TarInfo:
 
 def test_the_sdk_reports_our_failure_reason(session, train_image, tmp_path):
     empty = tmp_path / "data"
-    (empty / "train").mkdir(parents=True)
+    for channel in ("train", "test"):
+        (empty / channel).mkdir(parents=True)
     with pytest.raises(RuntimeError):
         train(session, train_image, empty, tmp_path / "out", hosts=1)
     with tarfile.open(tmp_path / "out" / "output.tar.gz") as archive:
@@ -136,7 +144,7 @@ def test_the_sdk_reports_our_failure_reason(session, train_image, tmp_path):
     assert len(reason.encode()) <= 1024
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model(session, serve_image, artifact) -> str:
     session.sagemaker_client.create_model(
         ModelName="digits",
@@ -182,7 +190,6 @@ def test_c133_the_sdk_runs_a_batch_transform(session, model, digits, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "rows.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
     (tmp_path / "out").mkdir()
-    session.config["local"]["serving_port"] = _free_port()
     session.sagemaker_client.create_transform_job(
         TransformJobName="digits",
         ModelName=model,

@@ -2,7 +2,7 @@
 
 import click
 
-from launcher.commands import endpoints, images, jobs, local
+from launcher.commands import endpoints, images, jobs, local, project
 from launcher.commands.options import LOCAL_HOME
 from launcher.errors import ConfigError, Detached, LauncherError
 
@@ -16,6 +16,8 @@ def cli() -> None:
 
 
 for verb in (
+    project.init,
+    project.config,
     jobs.train,
     jobs.transform,
     endpoints.deploy,

@@ -6,7 +6,7 @@ The models below are the whole surface; a setting has one place. `load` in `laun
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -58,9 +58,10 @@ def as_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) else value
 
 
-Seconds = Annotated[int, BeforeValidator(parse_duration)]
-Gigabytes = Annotated[int, BeforeValidator(parse_gigabytes)]
-Text = Annotated[str, BeforeValidator(as_text)]
+# json_schema_input_type: what an editor may accept, beside the value's own type
+Seconds = Annotated[int, BeforeValidator(parse_duration, json_schema_input_type=int | str)]
+Gigabytes = Annotated[int, BeforeValidator(parse_gigabytes, json_schema_input_type=int | str)]
+Text = Annotated[str, BeforeValidator(as_text, json_schema_input_type=str | bool | int | float)]
 InstanceType = Annotated[str, Field(pattern=r"ml\.[a-z0-9-]+\.[a-z0-9]+|local")]
 S3Uri = Annotated[str, Field(pattern=r"s3://[^/]+(/.*)?")]
 
@@ -69,6 +70,13 @@ class Section(BaseModel):
     """A mapping of the file: unknown keys are errors, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    short_forms: ClassVar[tuple[str, ...]] = ()
+    """JSON types that may stand in the section's place: `spot: true`."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        full = handler(core_schema)
+        return {"anyOf": [*({"type": name} for name in cls.short_forms), full]} if cls.short_forms else full
 
 
 class Image(Section):
@@ -119,6 +127,7 @@ class Images(Section):
 class Channel(Section):
     """One input of a training job."""
 
+    short_forms = ("string",)
     source: str
     """A local directory (it is uploaded), an S3 URI, or `fs-…:/path` on EFS or FSx for Lustre."""
     mode: Literal["File", "FastFile", "Pipe"] | None = None
@@ -153,6 +162,7 @@ class Channel(Section):
 class Spot(Section):
     """Managed spot training."""
 
+    short_forms = ("boolean",)
     max_wait: Seconds | None = Field(default=None, ge=1)
     """Waiting and running together; default: twice `training.max_runtime`."""
 
@@ -160,6 +170,7 @@ class Spot(Section):
 class Checkpoints(Section):
     """Where checkpoints are kept while the job runs, and found again by the next one."""
 
+    short_forms = ("boolean", "string")
     s3_uri: S3Uri | None = None
     """Default: a folder of the job's own. Name one to resume from it in the next job."""
     local_path: str | None = None
@@ -190,9 +201,11 @@ class TrainingOutput(Output):
 class Training(Section):
     """A training job."""
 
-    instance_type: Annotated[list[InstanceType], BeforeValidator(as_list), Field(min_length=1, max_length=5)] = [
-        "ml.g5.xlarge"
-    ]
+    instance_type: Annotated[
+        list[InstanceType],
+        BeforeValidator(as_list, json_schema_input_type=str | list[str]),
+        Field(min_length=1, max_length=5),
+    ] = ["ml.g5.xlarge"]
     """One type, or several in order of preference."""
     instance_count: int = Field(default=1, ge=1)
     instance_groups: list[InstanceGroup] = Field(default=[], max_length=5)
@@ -210,7 +223,9 @@ class Training(Section):
     hyperparameters: dict[str, Any] = {}
     """Nested mappings become dotted names."""
     environment: dict[str, Text] = {}
-    metrics: Annotated[list[str], BeforeValidator(as_list)] | dict[str, str] = list(BUILTIN_METRICS)
+    metrics: Annotated[list[str], BeforeValidator(as_list, json_schema_input_type=str | list[str])] | dict[str, str] = (
+        list(BUILTIN_METRICS)
+    )
     """Names printed as `name=value;`, or a mapping from name to regular expression."""
     spot: Spot | None = None
     checkpoints: Checkpoints | None = None
@@ -296,6 +311,7 @@ class Transform(Section):
 class Serverless(Section):
     """A serverless variant."""
 
+    short_forms = ("boolean",)
     memory_mb: Literal[1024, 2048, 3072, 4096, 5120, 6144] = 4096
     max_concurrency: int = Field(default=5, ge=1, le=200)
     provisioned_concurrency: int | None = Field(default=None, ge=1, le=200)
@@ -304,6 +320,7 @@ class Serverless(Section):
 class Asynchronous(Section):
     """Asynchronous inference: requests and answers are S3 objects."""
 
+    short_forms = ("boolean",)
     output: S3Uri | None = None
     failure: S3Uri | None = None
     max_concurrent: int | None = Field(default=None, ge=1, le=1000)
@@ -314,6 +331,7 @@ class Asynchronous(Section):
 class Capture(Section):
     """Data capture: a share of requests and answers is written to S3."""
 
+    short_forms = ("boolean",)
     sampling: int = Field(default=100, ge=0, le=100)
     s3_uri: S3Uri | None = None
 
@@ -365,7 +383,7 @@ class Endpoint(Section):
     model: str | None = None
     """A training job's name, an S3 URI or a local model.tar.gz; default: the newest training job."""
     code: Path | None = None
-    """Directory with your own inference.py; it goes into model.tar.gz under code/."""
+    """Directory with your own inference.py; it goes into model.tar.gz under code/, for batch transform as well."""
     variants: list[Variant] = Field(default=[], max_length=10)
     """Several models with weights; then `model` is not read."""
     shadow: Variant | None = None

@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from launcher.config import Config
 from launcher.errors import AwsRefused, ConfigError, TimedOut
 from launcher.jobs import endpoint, training, transform
-from launcher.jobs.api import ApiCall, JobContext, unique_name
-from launcher.jobs.common import is_local_model, model_data_uri
+from launcher.jobs.api import ApiCall, JobContext, content_name, unique_name
+from launcher.jobs.common import is_local_model, model_data_uri, project_uri
 from launcher.jobs.endpoint import ServedModel
+from launcher.packing import code_digest
 from launcher.secrets import refuse_secrets
 
 if TYPE_CHECKING:
@@ -51,28 +53,51 @@ def default_bucket(region: str, account: str) -> str:
     return f"sagemaker-{region}-{account}"
 
 
-def dry_calls(kind: str, config: Config) -> list[ApiCall]:
+def dry_calls(kind: str, config: Config, directory: Path) -> list[ApiCall]:
     """The requests of a job kind, made without asking anybody.
+
+    Args:
+        kind: `train`, `transform` or `deploy`.
+        config: the project's.
+        directory: where its relative paths start.
 
     Raises:
         ConfigError: something needed is not configured.
     """
-    calls = _dry_calls(kind, config, dry_context(config))
+    calls = _dry_calls(kind, config, dry_context(config), directory)
     refuse_secrets(calls)
     return calls
 
 
-def _dry_calls(kind: str, config: Config, context: JobContext) -> list[ApiCall]:
+def _dry_calls(kind: str, config: Config, context: JobContext, directory: Path) -> list[ApiCall]:
     if kind == "train":
         return training.calls(config, context)
     if kind == "transform":
         model = config.transform.model or DRY_RUN_JOB
-        return transform.calls(config, context, ServedModel(model_data_uri(config, context, model)))
+        return transform.calls(config, context, _dry_model(config, context, directory, model))
     models = {
-        name: ServedModel(model_data_uri(config, context, model or DRY_RUN_JOB))
+        name: _dry_model(config, context, directory, model or DRY_RUN_JOB)
         for name, model in endpoint.models_of(config.endpoint).items()
     }
     return endpoint.calls(config, context, models)
+
+
+def _dry_model(config: Config, context: JobContext, directory: Path, model: str) -> ServedModel:
+    return ServedModel(with_code_uri(config, context, directory, model_data_uri(config, context, model)))
+
+
+def with_code_uri(config: Config, context: JobContext, directory: Path, uri: str) -> str:
+    """Where a model archive lies once it holds the project's serving code; itself where there is none.
+
+    The place is made of the archive's URI and the code's content, so that a change of either is another model.
+
+    Raises:
+        ConfigError: the code directory is missing or empty.
+    """
+    if not config.endpoint.code or config.endpoint.multi_model:
+        return uri
+    name = content_name("model", {"archive": uri, "code": code_digest(directory / config.endpoint.code)})
+    return project_uri(config, context, "models", name, "model.tar.gz")
 
 
 @dataclass(frozen=True)
@@ -192,7 +217,23 @@ class Project:
         size = data.size_of(self.aws, uri)
         if size is None and not self.config.endpoint.multi_model:
             raise ConfigError(f"there is no model archive at {uri}; name a finished job, an S3 URI or a local file")
-        return ServedModel(uri, size)
+        return ServedModel(self._with_code(context, uri), size)
+
+    def _with_code(self, context: JobContext, uri: str) -> str:
+        """The archive with the project's serving code in it, made and uploaded where it is not there yet."""
+        from launcher import data, packing
+
+        target = with_code_uri(self.config, context, self.directory, uri)
+        if target == uri or data.size_of(self.aws, target) is not None:
+            return target
+        code = self.directory / str(self.config.endpoint.code)
+        with tempfile.TemporaryDirectory() as folder:
+            data.download(self.aws, uri, Path(folder) / "in", self.progress)
+            packed = Path(folder) / "model.tar.gz"
+            packing.repack(Path(folder) / "in" / uri.rpartition("/")[2], code, packed)
+            data.upload(self.aws, packed, target, self.progress)
+        logger.info("-> put %s into the model: %s", code, target)
+        return target
 
     def artifact_uri(self, job_name: str) -> str:
         """Where a training job left its model.

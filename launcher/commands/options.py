@@ -110,7 +110,7 @@ def show_calls(options: Options, kind: str, settings: "Settings") -> None:
     """Print the requests a verb would send."""
     from launcher.project import dry_calls
 
-    calls = [asdict(call) for call in dry_calls(kind, settings.config)]
+    calls = [asdict(call) for call in dry_calls(kind, settings.config, settings.directory)]
     show(
         options,
         calls,

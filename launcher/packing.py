@@ -1,0 +1,67 @@
+"""Puts a user's serving code into a model archive, where every SageMaker container looks for it: `code/`."""
+
+import gzip
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher.errors import ConfigError, JobFailed
+
+IGNORED = {"__pycache__", ".git", ".DS_Store", ".ipynb_checkpoints"}
+CODE = "code"
+FAST = 1  # gzip level: weights hardly shrink, and time is what a deployment waits for
+
+
+def code_files(directory: Path) -> list[Path]:
+    """The files of a code directory, in order.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    found = [
+        path
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and not IGNORED.intersection(path.relative_to(directory).parts)
+    ]
+    if not found:
+        raise ConfigError(f"the code directory {directory} does not exist or holds no files")
+    return found
+
+
+def code_digest(directory: Path) -> str:
+    """A text that changes exactly when a file of the directory does."""
+    digest = hashlib.sha256()
+    for path in code_files(directory):
+        digest.update(f"{path.relative_to(directory)}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def repack(archive: Path, code: Path, target: Path) -> None:
+    """Copy a model archive with `code/` replaced by a directory; the model's own files are streamed.
+
+    Raises:
+        JobFailed: the archive is damaged.
+        ConfigError: the code directory is empty.
+    """
+    files = code_files(code)
+    try:
+        with (
+            tarfile.open(archive, "r:gz") as source,
+            gzip.open(target, "wb", compresslevel=FAST) as packed,
+            tarfile.open(fileobj=packed, mode="w|") as output,
+        ):
+            for member in _members(source):
+                output.addfile(member, source.extractfile(member) if member.isreg() else None)
+            for path in files:
+                output.add(path, f"{CODE}/{path.relative_to(code).as_posix()}")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise JobFailed(f"{archive} cannot be repacked: {error}") from error
+
+
+def _members(source: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    for member in source:
+        first = member.name.removeprefix("./").partition("/")[0]
+        if first != CODE:
+            yield member

@@ -1,0 +1,84 @@
+"""`init`: a new project that trains, serves and passes its own test as it stands."""
+
+import re
+from pathlib import Path
+
+from launcher.errors import ConfigError
+
+TEMPLATES = Path(__file__).parent / "templates"
+# Template file -> place in the project.
+PLACES = {
+    "launcher.yaml": "launcher.yaml",
+    "train.py": "src/train.py",
+    "network.py": "src/network.py",
+    "inference.py": "src/inference.py",
+    "test_project.py": "tests/test_project.py",
+    "gitignore": ".gitignore",
+}
+PER_CLASS = {"train": 20, "validation": 5}  # images of the sample
+
+
+def template_names() -> list[str]:
+    """What `--template` takes."""
+    return sorted(path.name for path in TEMPLATES.iterdir() if (path / "launcher.yaml").is_file())
+
+
+def write_project(directory: Path, template: str) -> list[Path]:
+    """Write a project.
+
+    Returns:
+        The files that were written, without the sample data.
+
+    Raises:
+        ConfigError: one of the files is there already; nothing is written then.
+    """
+    targets = {name: directory / place for name, place in PLACES.items()}
+    taken = [str(path) for path in targets.values() if path.exists()]
+    if taken:
+        raise ConfigError(f"{', '.join(taken)} is there already; name another directory")
+    for name, path in targets.items():
+        text = (TEMPLATES / template / name).read_text()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.format(name=project_name(directory)) if name == "launcher.yaml" else text)
+    {"images": write_images, "tables": write_tables}[template](directory / "data")
+    return list(targets.values())
+
+
+def project_name(directory: Path) -> str:
+    """The directory's name as SageMaker takes names."""
+    return re.sub(r"[^a-zA-Z0-9]+", "-", directory.resolve().name).strip("-")[:40].strip("-") or "project"
+
+
+def write_images(target: Path) -> None:
+    """A few of scikit-learn's handwritten digits as PNG folders."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = (digits.images * (255 / 16)).round().astype("uint8")  # uint8 [1797, 8, 8]
+    for label in range(10):
+        numbers = iter(int(number) for number in (digits.target == label).nonzero()[0])
+        for part, count in PER_CLASS.items():
+            folder = target / part / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            for _ in range(count):
+                number = next(numbers)
+                Image.fromarray(pixels[number]).save(folder / f"{number:04d}.png")
+
+
+def write_tables(target: Path) -> None:
+    """Scikit-learn's wines as CSV: the label first, then 13 measurements; `transform` has the measurements alone."""
+    from sklearn.datasets import load_wine
+
+    wines = load_wine()
+    rows = [[int(label), *map(float, row)] for label, row in zip(wines.target, wines.data, strict=True)]
+    validation = rows[::5]
+    parts = {
+        "train/wines.csv": [row for number, row in enumerate(rows) if number % 5],
+        "validation/wines.csv": validation,
+        "transform/wines.csv": [row[1:] for row in validation],
+    }
+    for name, part in parts.items():
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(",".join(map(str, row)) + "\n" for row in part))

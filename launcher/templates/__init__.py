@@ -1,0 +1,1 @@
+"""The files `init` writes. The folders are data: nothing imports them."""

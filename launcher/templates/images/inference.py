@@ -1,0 +1,30 @@
+"""Serves what train.py saved. Each function is optional; the container does what is not here."""
+
+import io
+import json
+from pathlib import Path
+
+import torch
+from network import build, to_tensor
+from PIL import Image
+
+
+def model_fn(model_dir):
+    """Called once per process, before the first request."""
+    classes = json.loads((Path(model_dir) / "model.json").read_text())["classes"]
+    network = build(len(classes))
+    network.load_state_dict(torch.load(Path(model_dir) / "weights.pt", weights_only=True, map_location="cpu"))
+    return network.eval(), classes
+
+
+def input_fn(data, content_type):
+    """The bytes of one image, as a batch of one."""
+    return to_tensor(Image.open(io.BytesIO(data)))[None]
+
+
+def predict_fn(data, model):
+    network, classes = model
+    with torch.inference_mode():
+        probabilities = network(data).softmax(1)[0]
+    best = int(probabilities.argmax())
+    return {"label": classes[best], "score": round(float(probabilities[best]), 6)}

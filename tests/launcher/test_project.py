@@ -1,0 +1,146 @@
+"""Names, places and uploads of a project in an account; its settings and where they come from."""
+
+import json
+import tarfile
+
+import pytest
+
+from launcher import cli
+from launcher.config import Config
+from launcher.errors import AwsRefused, ConfigError, TimedOut
+from launcher.jobs.api import ApiCall
+
+CAPACITY = {"Error": {"Code": "CapacityError", "Message": "no machines"}}
+
+
+def model_archive(path):
+    (path.parent / "weights").write_text("w")
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(path.parent / "weights", "weights")
+    return path
+
+
+def test_the_next_instance_type_is_tried_when_there_is_no_capacity(project, canned, sent):
+    canned("CreateTrainingJob", CAPACITY, {"TrainingJobArn": "arn"})
+    canned("DescribeTrainingJob", {"TrainingJobName": "x"})
+    project("training.instance_type=[ml.g5.xlarge, ml.g6.xlarge]").start_training()
+    types = [body["ResourceConfig"]["InstanceType"] for name, body in sent if name == "CreateTrainingJob"]
+    assert types == ["ml.g5.xlarge", "ml.g6.xlarge"]
+
+
+def test_without_another_type_the_refusal_stands(project, canned):
+    canned("CreateTrainingJob", CAPACITY)
+    with pytest.raises(AwsRefused, match="no machines"):
+        project("training.instance_type=ml.g5.xlarge").start_training()
+
+
+def test_a_local_model_is_uploaded(project, tmp_path, aws):
+    (tmp_path / "artifacts").mkdir()
+    model_archive(tmp_path / "artifacts" / "model.tar.gz")
+    made = project()
+    context = made.context()
+    served = made.served_model(context, "artifacts/model.tar.gz")
+    assert served.size_bytes == (tmp_path / "artifacts" / "model.tar.gz").stat().st_size
+    assert served.uri == f"s3://{context.bucket}/digits/models/artifacts/model.tar.gz"
+
+
+def test_serving_code_is_put_into_the_model_once(project, tmp_path, aws, sent):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "inference.py").write_text("x")
+    model_archive(tmp_path / "model.tar.gz")
+    made = project("endpoint.code=src")
+    context = made.context()
+    first = made.served_model(context, "./model.tar.gz")
+    puts = [body["Key"] for name, body in sent if name == "PutObject"]
+    assert made.served_model(context, "./model.tar.gz") == first
+    assert [body["Key"] for name, body in sent if name == "PutObject"][len(puts) :] == []
+    assert first.uri.startswith(f"s3://{context.bucket}/digits/models/model-")
+    (tmp_path / "src" / "inference.py").write_text("y")
+    assert made.served_model(context, "./model.tar.gz").uri != first.uri
+
+
+def test_a_job_that_has_not_finished_has_no_model(project, canned):
+    canned("DescribeTrainingJob", {"TrainingJobName": "x", "TrainingJobStatus": "InProgress"})
+    with pytest.raises(ConfigError, match="training job x is InProgress and has no model yet"):
+        project().artifact_uri("x")
+
+
+def test_a_changed_endpoint_is_updated_with_its_rollout(project, aws, canned, tmp_path):
+    model_archive(tmp_path / "model.tar.gz")
+    made = project("endpoint.model=./model.tar.gz", "endpoint.rollout={type: canary}")
+    canned("DescribeEndpoint", {"EndpointName": "digits", "EndpointConfigName": "old", "EndpointStatus": "InService"})
+    steps, name = made.deployment()
+    assert name == "digits"
+    assert [step.action for step in steps] == ["create", "create", "update"]
+    assert steps[-1].call.request["DeploymentConfig"]["BlueGreenUpdatePolicy"]
+
+
+def test_a_refused_description_is_not_taken_for_a_missing_one(project, canned):
+    canned("DescribeEndpoint", {"Error": {"Code": "AccessDeniedException", "Message": "no"}})
+    with pytest.raises(AwsRefused, match="AccessDeniedException"):
+        project().describe_or_none("Endpoint", "x")
+
+
+def test_deleting_an_endpoint_has_an_end(project, canned, monkeypatch):
+    canned("DescribeEndpoint", {"EndpointName": "x", "EndpointConfigName": "c", "EndpointStatus": "Deleting"})
+    canned("DeleteEndpoint", {})
+    canned("DescribeEndpointConfig", {"Error": {"Code": "ValidationException", "Message": "none"}})
+    monkeypatch.setattr("launcher.project.DELETE_SECONDS", -1)
+    with pytest.raises(TimedOut, match="endpoint x is still being deleted"):
+        project().delete_endpoint("x")
+
+
+def test_a_secret_is_not_sent(project, sent):
+    with pytest.raises(ConfigError, match="TOKEN"):
+        project("training.environment.TOKEN=ghp_0123456789abcdefghijABCDEFGHIJ012345").start_training()
+    assert "CreateTrainingJob" not in [name for name, _ in sent]
+
+
+def test_a_step_reads_as_a_line():
+    from launcher.project import Step
+
+    assert str(Step("create", ApiCall("sagemaker", "CreateModel", {"ModelName": "m"}))).split() == [
+        "create",
+        "Model",
+        "m",
+    ]
+
+
+def test_the_configuration_shows_where_each_value_comes_from(tmp_path, monkeypatch, capsys):
+    (tmp_path / "launcher.yaml").write_text("name: digits\ntraining:\n  spot: true\n")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["config", "show", "--origin", "--json", "--set", "region=eu-west-1"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["name"] == {"value": "digits", "origin": "launcher.yaml:1"}
+    assert shown["region"] == {"value": "eu-west-1", "origin": "--set"}
+    assert shown["training.spot.max_wait"]["origin"] == "launcher.yaml:3"
+    assert shown["training.max_runtime"] == {"value": 86400, "origin": "default"}
+    assert cli.main(["config", "show", "--json"]) == 0
+    assert Config.model_validate(json.loads(capsys.readouterr().out)).training.spot is not None
+    assert cli.main(["config", "show", "--origin"]) == 0
+    assert "# launcher.yaml:3" in capsys.readouterr().out
+
+
+def test_the_schema_takes_what_the_file_may_say(tmp_path, capsys):
+    import jsonschema
+
+    assert cli.main(["config", "schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    jsonschema.validate(
+        {
+            "name": "a",
+            "training": {
+                "instance_type": "ml.g5.xlarge",
+                "max_runtime": "8h",
+                "volume_size_gb": "1TB",
+                "spot": True,
+                "checkpoints": "auto",
+                "channels": {"train": "data"},
+                "environment": {"A": True},
+            },
+            "endpoint": {"capture": True},
+        },
+        schema,
+    )
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"nane": "a"}, schema)

@@ -1,0 +1,62 @@
+"""A new project trains, serves and passes its own test as it was written."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from launcher import cli, scaffold
+from launcher.settings import load
+
+
+@pytest.mark.parametrize("template", scaffold.template_names())
+def test_a_new_project_passes_its_own_test(template, tmp_path):
+    scaffold.write_project(tmp_path / "mine", template)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path / "mine", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_a_new_project_trains_transforms_and_serves_locally(tmp_path):
+    scaffold.write_project(tmp_path, "tables")
+
+    def launcher(*arguments):
+        environment = {**os.environ, "SLIPWAY_LOCAL_RUNTIME": "process"}
+        command = [sys.executable, "-m", "launcher", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    try:
+        job = json.loads(launcher("train", "--local", "--json"))
+        assert job["metrics"]["validation:accuracy"] > 0.8
+        launcher("transform", "--local", "--json")
+        assert "is in service" in launcher("deploy", job["name"], "--local")
+        answer = launcher("invoke", "data/transform/wines.csv", "--local", "--accept", "text/csv")
+        assert len(answer.splitlines()) == 36
+        assert launcher("deploy", job["name"], "--local").count("keep ") == 3
+    finally:
+        launcher("local", "down")
+
+
+def test_init_writes_a_valid_configuration_and_says_what_is_next(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["init", "my_first project", "--template", "tables"]) == 0
+    assert "next: cd my_first project && python -m launcher train --local" in capsys.readouterr().out
+    assert load(tmp_path / "my_first project" / "launcher.yaml").config.name == "my-first-project"
+
+
+def test_init_never_writes_over_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "launcher.yaml").write_text("mine")
+    assert cli.main(["init"]) == 2
+    assert "launcher.yaml is there already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["launcher.yaml"]
+
+
+@pytest.mark.parametrize(("folder", "name"), [("a b", "a-b"), ("___", "project"), ("x" * 60, "x" * 40)])
+def test_a_projects_name_is_one_sagemaker_takes(folder, name, tmp_path):
+    assert scaffold.project_name(tmp_path / folder) == name

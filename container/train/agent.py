@@ -13,7 +13,7 @@ from torch.distributed.run import parse_args, run
 
 from container import contract
 from container.train import failure
-from container.train.runtime import Runtime
+from container.train.runtime import Runtime, end_with_parent
 
 AGENT_RANK = -1  # in error records: torchrun itself
 VERDICT_FILE = "torchrun.json"
@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
     Args:
         argv: torchrun's arguments.
     """
+    end_with_parent()
     runtime = Runtime.from_env()
     assert runtime is not None  # the launcher sets it
     try:

@@ -1,9 +1,12 @@
 """Checkpoints that survive a kill at any instant: written beside, checksummed, renamed; the newest whole one counts."""
 
+import errno
 import hashlib
 import json
 import logging
 import os
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,17 +26,52 @@ class Checkpoints:
         """Without a directory (a job without CheckpointConfig) nothing is written; `keep` newest ones stay."""
         self.directory = directory
         self.keep = keep
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
 
     def save(self, step: int, state: dict[str, Any], kind: str = "last") -> None:
-        """Write a checkpoint durably, then remove the ones it makes superfluous.
+        """Copy the state and write it in the background; training goes on as soon as it is copied.
 
         Args:
             step: optimizer steps so far; orders checkpoints.
             state: tensors, numbers, strings, lists and dicts: what `torch.load(weights_only=True)` takes.
             kind: `last` or `best`; of the best only one is kept.
+
+        Raises:
+            OSError: the previous save failed, or this one is refused because the volume is nearly full.
         """
         if self.directory is None:
             return
+        copied = copy_to_host(state)
+        self.wait()
+        self._check_space()
+        self._writing = self._writer.submit(self._write, step, copied, kind)
+
+    def wait(self) -> None:
+        """Until everything saved is durable on disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _check_space(self) -> None:
+        """A volume that fills up during a write may take the newest checkpoint's successor and the model with it."""
+        assert self.directory is not None
+        newest = max((path.stat().st_size for path in self.directory.glob("*.pt")), default=0)
+        free = shutil.disk_usage(self.directory).free
+        if free < newest:
+            raise OSError(
+                errno.ENOSPC,
+                f"No space left on device for a checkpoint: {free} bytes free, the last one took {newest}",
+                str(self.directory),
+            )
+
+    def _write(self, step: int, state: dict[str, Any], kind: str) -> None:
+        """Write a checkpoint durably, then remove the ones it makes superfluous."""
+        assert self.directory is not None
         path = self.directory / f"{kind}-{step:09d}.pt"
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         with temporary.open("wb") as file:
@@ -51,6 +89,7 @@ class Checkpoints:
 
     def load(self, kind: str = "last") -> dict[str, Any] | None:
         """The newest whole checkpoint, on the CPU; None when there is none."""
+        self.wait()
         for manifest in self._manifests(kind):
             path = manifest.with_suffix(".pt")
             problem = _damage(path, manifest)
@@ -64,6 +103,15 @@ class Checkpoints:
         if self.directory is None:
             return []
         return sorted(self.directory.glob(f"{kind}-*.json"), reverse=True)
+
+
+def copy_to_host(value: Any) -> Any:
+    """The same structure with every tensor copied into host memory, so that training may change the originals."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copy_to_host(item) for key, item in value.items()}
+    return [copy_to_host(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class _HashingFile:

@@ -34,16 +34,19 @@ from container.train.data import (
     training_batches,
 )
 from container.train.environment import TrainingEnvironment, read_environment, usable_cores
+from container.train.health import Health
 from container.train.metrics import Metrics
 from container.train.runtime import Runtime
 from container.train.settings import HyperparameterError, Settings
-from container.train.stop import GracefulStop
+from container.train.stop import STOP, GracefulStop
 
 logger = logging.getLogger(__name__)
 
 PEAK_LEARNING_RATE = 0.003  # for a batch of REFERENCE_BATCH
 REFERENCE_BATCH = 64
 EVALUATION_BATCH = 256
+LOSS_CHECK_STEPS = 10  # reading a loss from a GPU waits for it
+CHECKPOINT = 1  # what a rank may wish for after a step, besides STOP
 
 
 class TrainingError(Exception):
@@ -124,7 +127,10 @@ class Job:
     steps_per_epoch: int
     step: int = 0
     """Optimizer steps done."""
+    saved_at: float = field(default_factory=time.monotonic)
+    """When the last checkpoint was taken."""
     best_accuracy: float = -1.0
+    best_step: int | None = None
     best_weights: dict[str, torch.Tensor] | None = None
 
     @property
@@ -157,6 +163,8 @@ def main() -> None:
     resume(job)
     with GracefulStop() as stop, phases.measure("train"):
         train(job, stop)
+    with phases.measure("checkpoint"):
+        job.checkpoints.wait()
     finish(job)
     if process.world_size > 1:
         dist.destroy_process_group()
@@ -296,42 +304,98 @@ def divide_work(
 
 def train(job: Job, stop: GracefulStop) -> None:
     """The loop. Leaves when all steps are done or all ranks agree to stop, after a checkpoint in either case."""
-    process, device = job.process, job.process.device
-    model: nn.Module = job.network
-    if process.world_size > 1:
-        model = DistributedDataParallel(job.network, device_ids=[device] if device.type == "cuda" else None)
-    stopping = False
-    while job.step < job.total_steps and not stopping:
-        epoch, done = divmod(job.step, job.steps_per_epoch)
-        batches = training_batches(len(job.data["train"]), job.batch_size, job.settings.seed, epoch, job.shard)
-        draws = epoch_draws(len(job.data["train"]), job.settings.seed, epoch)
-        totals = torch.zeros(3, device=device)  # loss, correct, images
-        began = time.monotonic()
-        model.train()
-        for images, labels, indices in job.data["train"].batches(batches[done : job.steps_per_epoch]):
-            set_learning_rate(job)
-            inputs, labels = to_device(job, images), labels.to(device, non_blocking=True)  # [B, C, H, W], [B]
-            if job.settings.augment:
-                inputs = augment(inputs, draws[indices].to(device))
-            with job.autocast:
-                logits = model(inputs)  # [B, num_classes]
-                losses = functional.cross_entropy(
-                    logits, labels, reduction="sum", label_smoothing=job.settings.label_smoothing
-                )
-            job.scaler.scale(losses / job.share_of_batch).backward()
-            job.scaler.step(job.optimizer)
-            job.scaler.update()
-            job.optimizer.zero_grad(set_to_none=True)
-            job.step += 1
-            totals += torch.stack([losses.detach(), (logits.argmax(1) == labels).sum(), torch.tensor(len(labels))])
-            if "first_step" not in job.phases.seconds:
-                job.phases.seconds["first_step"] = time.monotonic() - began
-            if stopping := stop.agreed():
-                break
-        end_epoch(job, epoch + 1, totals, time.monotonic() - began)
-        save_checkpoint(job)
-    if stopping and process.is_first:
+    model, process = distributed(job), job.process
+    wish = 0
+    with Health(job.settings.health_rules, job.settings.stall_seconds) as health:
+        while job.step < job.total_steps and wish != STOP and not out_of_patience(job):
+            epoch, done = divmod(job.step, job.steps_per_epoch)
+            batches = training_batches(len(job.data["train"]), job.batch_size, job.settings.seed, epoch, job.shard)
+            draws = epoch_draws(len(job.data["train"]), job.settings.seed, epoch)
+            totals, images_seen = torch.zeros(2, device=process.device), 0  # loss, correct
+            began = fetched = time.monotonic()
+            model.train()
+            for images, labels, indices in job.data["train"].batches(batches[done : job.steps_per_epoch]):
+                waited = time.monotonic() - fetched
+                set_learning_rate(job)
+                totals += train_step(job, model, images, labels, draws[indices])
+                job.step, images_seen = job.step + 1, images_seen + len(labels)
+                job.phases.seconds.setdefault("first_step", time.monotonic() - began)
+                health.step(waited)
+                if job.step % LOSS_CHECK_STEPS == 0:
+                    health.loss(totals[0].item() / images_seen)
+                wish = stop.vote(checkpoint_is_due(job))
+                if wish == CHECKPOINT and job.step % job.steps_per_epoch:
+                    save_checkpoint(job)
+                if wish == STOP:
+                    break
+                fetched = time.monotonic()
+            end_epoch(job, epoch + 1, torch.cat([totals.cpu(), torch.tensor([images_seen])]), time.monotonic() - began)
+            save_checkpoint(job)
+    if wish == STOP and process.is_first:
         logger.info("asked to stop: left the loop at step %d of %d", job.step, job.total_steps)
+
+
+def distributed(job: Job) -> nn.Module:
+    """The network as the loop calls it: compiled and averaging gradients over ranks, as the job wants."""
+    if job.settings.compile:
+        job.network.compile()  # in place: names in the state dict stay
+    if job.process.world_size == 1:
+        return job.network
+    on_gpu = job.process.device.type == "cuda"
+    return DistributedDataParallel(
+        job.network, device_ids=[job.process.device] if on_gpu else None, gradient_as_bucket_view=True
+    )
+
+
+def train_step(
+    job: Job, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, draws: torch.Tensor
+) -> torch.Tensor:
+    """One optimizer step on this rank's part of a batch.
+
+    Args:
+        job: the job.
+        model: the network as `distributed` gives it.
+        images: uint8 [B, C, H, W].
+        labels: int64 [B].
+        draws: float32 [B, 6], the randomness of each image's augmentation.
+
+    Returns:
+        float32 [2] on the device: summed loss and number of right answers.
+    """
+    settings, device = job.settings, job.process.device
+    totals = torch.zeros(2, device=device)
+    parts = list(zip(*(tensor.chunk(settings.accumulation_steps) for tensor in (images, labels, draws)), strict=True))
+    for number, (part, targets, chances) in enumerate(parts, start=1):
+        inputs, targets = to_device(job, part), targets.to(device, non_blocking=True)  # [b, C, H, W], [b]
+        if settings.augment:
+            inputs = augment(inputs, chances.to(device, non_blocking=True))
+        is_last = number == len(parts)  # gradients travel with it
+        alone = isinstance(model, DistributedDataParallel) and not is_last
+        with model.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+            with job.autocast:
+                logits = model(inputs)  # [b, num_classes]
+                loss = functional.cross_entropy(
+                    logits, targets, reduction="sum", label_smoothing=settings.label_smoothing
+                )
+            job.scaler.scale(loss / job.share_of_batch).backward()
+        totals += torch.stack([loss.detach(), (logits.argmax(1) == targets).sum()])
+    job.scaler.step(job.optimizer)
+    job.scaler.update()
+    job.optimizer.zero_grad(set_to_none=True)
+    return totals
+
+
+def out_of_patience(job: Job) -> bool:
+    """Whether the validation accuracy has not risen for `patience` epochs."""
+    if not job.settings.patience or job.best_step is None:
+        return False
+    return (job.step - job.best_step) >= job.settings.patience * job.steps_per_epoch
+
+
+def checkpoint_is_due(job: Job) -> int:
+    """Rank 0's wish after each step; the clocks of other ranks do not count."""
+    due = job.process.is_first and time.monotonic() - job.saved_at >= job.settings.checkpoint_seconds
+    return CHECKPOINT if due else 0
 
 
 def set_learning_rate(job: Job) -> None:
@@ -370,10 +434,11 @@ def end_epoch(job: Job, epoch: int, totals: torch.Tensor, seconds: float) -> Non
     if "validation" in job.data:
         values["validation:loss"], values["validation:accuracy"], _ = evaluate(job, "validation")
         if values["validation:accuracy"] > job.best_accuracy:
-            job.best_accuracy = values["validation:accuracy"]
+            job.best_accuracy, job.best_step = values["validation:accuracy"], job.step
             job.best_weights = {name: value.detach().cpu().clone() for name, value in job.network.state_dict().items()}
             if job.process.is_first:
-                job.checkpoints.save(job.step, {"accuracy": job.best_accuracy, "model": job.best_weights}, kind="best")
+                best = {"accuracy": job.best_accuracy, "step": job.step, "model": job.best_weights}
+                job.checkpoints.save(job.step, best, kind="best")
     job.metrics.log(epoch, job.step, values)
 
 
@@ -431,6 +496,7 @@ def save_checkpoint(job: Job) -> None:
                 "history": job.metrics.history,
             }
             job.checkpoints.save(job.step, state)
+        job.saved_at = time.monotonic()
 
 
 def random_state(device: torch.device) -> list[torch.Tensor]:
@@ -467,7 +533,7 @@ def resume(job: Job) -> None:
             torch.cuda.set_rng_state(gpu[0], process.device)
     job.metrics = Metrics(job.environment.opt_ml.output_data / "metrics.jsonl", process.rank, state["history"])
     if best is not None:
-        job.best_accuracy, job.best_weights = best["accuracy"], best["model"]
+        job.best_accuracy, job.best_step, job.best_weights = best["accuracy"], best["step"], best["model"]
     if process.is_first:
         logger.info("resumed from the checkpoint of step %d of %d", job.step, job.total_steps)
 

@@ -14,11 +14,11 @@ import sys
 import threading
 import time
 import traceback
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from container import contract
 from container.train import failure
-from container.train.runtime import Runtime
+from container.train.runtime import Runtime, end_with_parent
 
 EXIT_SECONDS = 20.0  # for a failed rank's atexit handlers and threads; then it is ended, so that the job can end
 PROGRESS_SECONDS = 10.0  # a progress bar's line in the log
@@ -54,6 +54,7 @@ def _prepare_process(runtime: Runtime) -> None:
     # An ignored SIGTERM would be inherited through exec; a script must be stoppable without doing anything for it.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_with_parent()
     runtime.register_rank(int(os.environ["LOCAL_RANK"]))
     stacks = runtime.stack_file(int(os.environ["RANK"])).open("w")  # open until the end: a crash writes into it
     faulthandler.enable(stacks)
@@ -136,6 +137,22 @@ def _fail(runtime: Runtime, error: BaseException) -> int:
     deadline.daemon = True
     deadline.start()
     return record.exit_code
+
+
+def end_with(error: Exception, trace: str) -> NoReturn:
+    """End this rank from a thread of its own, because its main thread cannot any more.
+
+    Args:
+        error: what is told as the reason.
+        trace: stacks of the main thread.
+    """
+    runtime = Runtime.from_env()
+    if runtime is not None:
+        record = failure.from_exception(error, int(os.environ["RANK"]), _host())
+        place = failure.location_in_stack(trace, os.getcwd())
+        failure.record(runtime.directory, dataclasses.replace(record, trace=trace, location=place))
+    sys.stderr.write(f"{error}\n{trace}")
+    os._exit(1)
 
 
 if __name__ == "__main__":

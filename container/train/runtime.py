@@ -1,5 +1,6 @@
 """Where a host's launcher, torchrun and the ranks meet: a directory of small files, gone when the job ends."""
 
+import ctypes
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from typing import Any
 from container import contract
 
 RANK_MODULE = "container.train.rank"
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,11 @@ class Runtime:
                 os.killpg(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process when its parent dies: outside of a container nothing else would."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _is_rank(pid: int) -> bool:

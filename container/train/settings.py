@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from container.train.health import RULES
+
 
 class HyperparameterError(Exception):
     """A hyperparameter the built-in program does not know, or whose value it cannot use."""
@@ -34,15 +36,37 @@ class Settings:
     """Automatic mixed precision, on GPUs."""
     num_workers: int = -1
     """Decoding processes per rank for data too large for memory; by default the rank's share of the cores."""
+    accumulation_steps: int = 1
+    """Parts a rank's share of the batch is computed in, one after the other: memory for time."""
+    compile: bool = False
+    """torch.compile: minutes at the start, faster steps afterwards, on GPUs."""
+    patience: int = 0
+    """Epochs without a better validation accuracy after which training ends; 0: never."""
+    health: str = ""
+    """Health rules other than by default, as in `exploding=stop,starving=off`; see container/train/health.py."""
+    stall_seconds: float = 600.0
+    """Without a step ending, after which the rule `stalled` speaks."""
+    checkpoint_seconds: float = 300.0
+    """Within an epoch; after each epoch there is one anyway. 0: after every step."""
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "keep_checkpoints"):
+        for name in ("epochs", "batch_size", "keep_checkpoints", "accumulation_steps", "stall_seconds"):
             if getattr(self, name) < 1:
                 raise HyperparameterError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("learning_rate", "weight_decay", "warmup_epochs", "image_size"):
+        for name in ("learning_rate", "weight_decay", "warmup_epochs", "image_size", "checkpoint_seconds", "patience"):
             if getattr(self, name) < 0:
                 raise HyperparameterError(f"{name}={getattr(self, name)} must not be negative")
+
+        for rule, action in self.health_rules.items():
+            if rule not in RULES or action not in ("warn", "stop", "off"):
+                raise HyperparameterError(f"health={self.health!r}: rules are {', '.join(RULES)}; =warn, =stop or =off")
+
+    @property
+    def health_rules(self) -> dict[str, str]:
+        """Rule -> action, of those that `health` names."""
+        pairs = [entry.partition("=") for entry in self.health.split(",") if entry.strip()]
+        return {rule.strip(): action.strip() for rule, _, action in pairs}
 
     @classmethod
     def from_hyperparameters(cls, hyperparameters: Mapping[str, Any]) -> "Settings":

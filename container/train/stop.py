@@ -1,5 +1,6 @@
 """Stopping a training loop well: every rank sees the stop at the same step, then saves and ends with exit code 0."""
 
+import faulthandler
 import os
 import signal
 import threading
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from container.train.runtime import Runtime
 
 PEER_FAILED = 128 + signal.SIGTERM
+STOP = 1_000  # above every other wish
 
 
 class GracefulStop:
@@ -33,7 +35,7 @@ class GracefulStop:
     def __init__(self) -> None:
         self.requested = False
         self._runtime = Runtime.from_env()
-        self._flag = torch.zeros(1)
+        self._flag = torch.zeros(1, dtype=torch.int64)
         self._pending: dist.Work | None = None
         self._previous: dict[int, object] = {}
         self._read_end, self._write_end = os.pipe()
@@ -55,19 +57,28 @@ class GracefulStop:
             self._pending = None
 
     def agreed(self) -> bool:
-        """Whether all ranks stop now; the same answer on every rank, one step after the first of them was asked.
+        """Whether all ranks stop now; the same answer on every rank, one step after the first of them was asked."""
+        return self.vote(0) == STOP
 
-        The answer of one step travels while the next one computes, so that nobody waits for it.
+    def vote(self, wish: int) -> int:
+        """The largest wish of all ranks, `STOP` being the largest of all; the same answer on every rank.
+
+        The answer of one step travels while the next one computes, so that nobody waits for it: with several ranks it
+        is that of the step before.
+
+        Args:
+            wish: below `STOP`; its meaning is the caller's, 0 should be none.
         """
+        wish = STOP if self.requested else wish
         if not dist.is_initialized() or dist.get_world_size() == 1:
-            return self.requested
-        stop = False
+            return wish
+        answer = 0
         if self._pending is not None:
             self._pending.wait()
-            stop = bool(self._flag.item())
-        self._flag = torch.tensor([float(self.requested)])
+            answer = int(self._flag.item())
+        self._flag = torch.tensor([wish])
         self._pending = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, async_op=True)
-        return stop
+        return answer
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
@@ -77,4 +88,10 @@ class GracefulStop:
         while numbers := os.read(self._read_end, 64):
             peer_failed = self._runtime is not None and not self._runtime.stop_requested
             if peer_failed and signal.SIGTERM in numbers:
+                self._leave_stacks()
                 os._exit(PEER_FAILED)
+
+    def _leave_stacks(self) -> None:
+        if self._runtime is not None and "RANK" in os.environ:
+            with self._runtime.stack_file(int(os.environ["RANK"])).open("a") as stacks:
+                faulthandler.dump_traceback(stacks, all_threads=True)

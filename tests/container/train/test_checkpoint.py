@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there."""
 
 import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ def checkpoints(tmp_path):
 def save(checkpoints, *steps, kind="last"):
     for step in steps:
         checkpoints.save(step, {"step": step, "weight": torch.full((100,), float(step))}, kind)
+        checkpoints.wait()
 
 
 def test_c55_the_newest_checkpoint_is_loaded(checkpoints):
@@ -86,3 +88,31 @@ def test_c58_without_a_directory_nothing_is_written_and_nothing_found():
     checkpoints = Checkpoints(None)
     save(checkpoints, 1)
     assert checkpoints.load() is None
+
+
+def test_training_may_change_the_weights_as_soon_as_save_returns(checkpoints):
+    weight = torch.zeros(1_000_000)
+    checkpoints.save(1, {"nested": [{"weight": weight}], "step": 1})
+    weight.add_(1)
+    assert checkpoints.load()["nested"][0]["weight"].abs().max() == 0
+
+
+def test_a_failed_write_is_told_at_the_next_save_and_the_one_before_stays(checkpoints, monkeypatch):
+    save(checkpoints, 1)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    checkpoints.save(2, {"step": 2})
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(3, {"step": 3})
+    monkeypatch.undo()
+    assert checkpoints.load()["step"] == 1
+
+
+def test_a_nearly_full_volume_refuses_a_checkpoint_before_it_is_begun(checkpoints, monkeypatch):
+    save(checkpoints, 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(OSError, match="No space left on device for a checkpoint: 10 bytes free"):
+        checkpoints.save(2, {"step": 2})

@@ -44,7 +44,7 @@ def list_files(root: Path, suffixes: Collection[str] = ()) -> list[Path]:
     """The data files below `root`, sorted, so that every rank and every worker sees the same order.
 
     Left out are hidden files and whatever lies in hidden directories (`.DS_Store`, `.ipynb_checkpoints/`), Spark's
-    `_SUCCESS` and its like, and a file `<channel>-manifest`.
+    `_SUCCESS` and its like, and a file `<channel>-manifest`. Links to directories are not followed.
 
     Args:
         root: a channel's directory.
@@ -56,7 +56,7 @@ def list_files(root: Path, suffixes: Collection[str] = ()) -> list[Path]:
     if not root.is_dir():
         raise ChannelError(f"{root} is not a directory: is it the path of a File or FastFile channel?")
     found = []
-    for directory, subdirectories, names in os.walk(root, followlinks=True):
+    for directory, subdirectories, names in os.walk(root):
         subdirectories[:] = [name for name in subdirectories if not _is_noise(name, NOISE_DIRECTORIES)]
         found += [
             Path(directory, name)

@@ -149,18 +149,18 @@ class TarShards(IterableDataset[dict[str, str]]):
         """Shuffle anew. Without this every epoch repeats the order of the first."""
         self._epoch.fill_(epoch)
 
-    def random(self, *purpose: object) -> random.Random:
+    def rng(self, *purpose: object) -> random.Random:
         """Random numbers of this seed and epoch for one purpose."""
         return random.Random(f"{self.seed} {int(self._epoch)} {' '.join(map(str, purpose))}")
 
     def __iter__(self) -> Iterator[dict[str, str]]:
         worker, workers = _worker()
         if self.resampled:
-            rng = self.random("resample", self.share.index, worker)
+            rng = self.rng("resample", self.share.index, worker)
             while True:
                 yield {"url": rng.choice(self.urls)}
         order = list(self.urls)
-        self.random("shards").shuffle(order)
+        self.rng("shards").shuffle(order)
         yield from ({"url": url} for url in order[worker::workers])
 
     def samples(self, shuffle: int = 0, count: int | None = None) -> "webdataset.FluidWrapper":
@@ -190,7 +190,7 @@ class _Shuffle:
     size: int
 
     def __call__(self, samples: Iterable[Item]) -> Iterator[Item]:
-        rng = self.shards.random("samples", self.shards.share.index, _worker()[0])
+        rng = self.shards.rng("samples", self.shards.share.index, _worker()[0])
         return webdataset.shuffle(self.size, initial=self.size, rng=rng)(samples)
 
 

@@ -263,3 +263,27 @@ def test_c19_c35_the_environment_says_path_and_framing(tmp_path):
         PipeChannel.from_environment(environment, "files")
     with pytest.raises(ChannelError, match="no channel 'other'"):
         PipeChannel.from_environment(environment, "other")
+
+
+def test_c39_two_ranks_of_a_host_that_read_one_channel_fail_the_job_with_the_reason(training_job):
+    script = """
+import os
+from container.contract import OptMl
+from container.train.environment import read_environment
+from container.train.pipe import PipeChannel
+channel = PipeChannel.from_environment(read_environment(OptMl.from_env(), os.environ), "train", timeout_seconds=60)
+print("records", len(list(channel)))
+"""
+    job = training_job(script=script, channels={"train": None}, gpus=2)
+    config = {"train": {"TrainingInputMode": "Pipe", "RecordWrapperType": "RecordIO"}}
+    config["code"] = {"TrainingInputMode": "File"}
+    job.opt_ml().input_data_config.write_text(json.dumps(config))
+    (job.opt_ml().data / "train").rmdir()
+    job.start()
+    stream = FORK.Process(target=stream_epochs, args=(job.opt_ml().data / "train", EPOCHS[:1]), daemon=True)
+    stream.start()
+    assert job.wait() == {"algo-1": 1}
+    stream.terminate()
+    stream.join()
+    assert "train_0 has one reader, and that is process" in job.failure()
+    assert "use FastFile" in job.failure()

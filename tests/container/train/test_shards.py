@@ -225,3 +225,51 @@ def test_a_batch_comes_before_the_one_after_the_next_is_asked_for():
             yield torch.tensor(number)
 
     assert [(int(batch), asked[-1]) for batch in equal_steps(batches())] == [(0, 1), (1, 2), (2, 3), (3, 3)]
+
+
+READS_SHARDS = """
+import os, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from container.contract import OptMl
+from container.train.environment import read_environment
+from container.train.files import channel_directory
+from container.train.shards import TarShards, channel_share, equal_steps
+dist.init_process_group("gloo")
+environment = read_environment(OptMl.from_env(), os.environ)
+shards = TarShards(channel_directory(environment, "train"), channel_share(environment, "train", os.environ))
+dataset = shards.samples(shuffle=5).decode().to_tuple("cls")
+network = DistributedDataParallel(torch.nn.Linear(1, 1))
+steps = 0
+for (labels,) in equal_steps(DataLoader(dataset, batch_size=2)):
+    network(labels.float().view(-1, 1)).sum().backward()
+    steps += 1
+print(f"shards={len(shards.urls)} steps={steps}", flush=True)
+dist.destroy_process_group()
+"""
+
+
+def sharded_job(training_job, tmp_path: Path, sizes: list[list[int]]):
+    """A job whose channel `train` the platform has split: per host the sizes of its shards."""
+    job = training_job(hosts=len(sizes), script=READS_SHARDS, channels={"train": None})
+    for host, shards in zip(job.hosts, sizes, strict=True):
+        opt_ml = job.opt_ml(host)
+        config = json.loads(opt_ml.input_data_config.read_text())
+        config["train"]["S3DistributionType"] = "ShardedByS3Key"
+        opt_ml.input_data_config.write_text(json.dumps(config))
+        write_shards(opt_ml.channel("train"), shards)
+    return job
+
+
+def test_c40_hosts_with_different_shards_train_in_equal_steps(training_job, tmp_path):
+    job = sharded_job(training_job, tmp_path, [[4, 4, 4], [6]])
+    assert job.run() == {"algo-1": 0, "algo-2": 0}, job.log("algo-1") + job.log("algo-2")
+    assert "shards=3 steps=3" in job.log("algo-1")
+    assert "shards=1 steps=3" in job.log("algo-2")
+
+
+def test_c40_a_host_whose_channel_is_empty_ends_the_job_with_the_reason(training_job, tmp_path):
+    job = sharded_job(training_job, tmp_path, [[4], []])
+    assert all(job.run().values())
+    assert "ChannelError" in job.failure("algo-2")
+    assert "has no tar shard" in job.failure("algo-2")

@@ -8,10 +8,21 @@ ifeq ($(strip $(UV_DEFAULT_INDEX)),)
 unexport UV_DEFAULT_INDEX
 endif
 
-.PHONY: demo test lint lock install clean
+.PHONY: demo test images lint lock install clean
 
-demo: install
+demo: install $(if $(DOCKER),images)
 	$(BIN)/python -m launcher demo $(if $(DOCKER),--docker)
+
+# SLIPWAY_BASE_IMAGE and SLIPWAY_BUILD_NETWORK are for machines that cannot pull the Dockerfiles' base image.
+IMAGE_SETTINGS := --set images.training.uri=slipway-train:local --set images.serving.uri=slipway-serve:local
+ifneq ($(SLIPWAY_BASE_IMAGE),)
+IMAGE_SETTINGS += --set images.training.base_image=$(SLIPWAY_BASE_IMAGE) --set images.serving.base_image=$(SLIPWAY_BASE_IMAGE)
+endif
+ifneq ($(SLIPWAY_BUILD_NETWORK),)
+IMAGE_SETTINGS += --set images.network=$(SLIPWAY_BUILD_NETWORK)
+endif
+images: install
+	$(BIN)/python -m launcher build $(IMAGE_SETTINGS)
 
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from container.train.checkpoint import Checkpoints
-    from container.train.environment import TrainingEnvironment, read_environment
+    from container.train.environment import TrainingEnvironment, training_environment
     from container.train.health import Health
     from container.train.metrics import Metrics
     from container.train.stop import GracefulStop
 
-__all__ = ["Checkpoints", "GracefulStop", "Health", "Metrics", "TrainingEnvironment", "read_environment"]
+__all__ = ["Checkpoints", "GracefulStop", "Health", "Metrics", "TrainingEnvironment", "training_environment"]
 
 _HOMES = {
     "Checkpoints": "checkpoint",
@@ -21,7 +21,7 @@ _HOMES = {
     "Health": "health",
     "Metrics": "metrics",
     "TrainingEnvironment": "environment",
-    "read_environment": "environment",
+    "training_environment": "environment",
 }
 
 

@@ -145,6 +145,15 @@ def read_environment(opt_ml: OptMl, environ: Mapping[str, str]) -> TrainingEnvir
     )
 
 
+def training_environment() -> TrainingEnvironment:
+    """The environment of the job this process belongs to: for a user's script.
+
+    Raises:
+        ConfigError: see `read_environment`.
+    """
+    return read_environment(OptMl.from_env(), os.environ)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}

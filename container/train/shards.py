@@ -1,5 +1,6 @@
 """Which part of a channel a rank reads, the same number of steps on every rank, and WebDataset tar shards."""
 
+import contextlib
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,17 +56,8 @@ def agreed_steps(steps: int) -> int:
     Raises:
         ChannelError: on every rank, when one of them can make none: it names which.
     """
-    counts = torch.zeros(_world_size(), dtype=torch.int64, device=_exchange_device())
-    counts[_rank()] = steps
-    if _world_size() > 1:
-        dist.all_reduce(counts)
-    empty = [str(rank) for rank, count in enumerate(counts.tolist()) if count == 0]
-    if empty:
-        raise ChannelError(
-            f"no data for rank {', '.join(empty)}: the channel has fewer files than there are hosts or ranks. "
-            "Split the data into more objects, use fewer hosts, or FullyReplicated instead of ShardedByS3Key"
-        )
-    return int(counts.min())
+    with _cpu_group() as group:
+        return _smallest(steps, group)
 
 
 def equal_steps(batches: Iterable[Item]) -> Iterator[Item]:
@@ -82,30 +74,47 @@ def equal_steps(batches: Iterable[Item]) -> Iterator[Item]:
     """
     iterator = iter(batches)
     current = list(itertools.islice(iterator, 1))
-    agreed_steps(len(current))
-    while current:
-        following = list(itertools.islice(iterator, 1))
-        everyone_has_one = torch.tensor([len(following)], device=_exchange_device())
-        exchange = dist.all_reduce(everyone_has_one, op=dist.ReduceOp.MIN, async_op=True) if _world_size() > 1 else None
-        yield current[0]
-        if exchange is not None:
-            exchange.wait()
-        current = following if everyone_has_one.item() else []
+    with _cpu_group() as group:
+        _smallest(len(current), group)
+        while current:
+            following = list(itertools.islice(iterator, 1))
+            everyone_has_one = torch.tensor([len(following)])
+            exchange = dist.all_reduce(everyone_has_one, dist.ReduceOp.MIN, group, async_op=True) if group else None
+            yield current[0]
+            if exchange is not None:
+                exchange.wait()
+            current = following if everyone_has_one.item() else []
 
 
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+@contextlib.contextmanager
+def _cpu_group() -> Iterator[dist.ProcessGroup | None]:
+    """All ranks, over a backend that reduces on the CPU; None where there is only this one.
+
+    NCCL's answer would have to be waited for behind everything the GPU still computes.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        yield None
+    elif "cpu:" in dist.get_backend_config():
+        yield dist.group.WORLD
+    else:
+        group = dist.new_group(backend="gloo")
+        assert isinstance(group, dist.ProcessGroup)  # it would be a number for a rank outside, and there is none
+        yield group
+        dist.destroy_process_group(group)  # not after an error: a peer may never come to answer what is under way
 
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _exchange_device() -> torch.device:
-    """Where the process group can reduce a tensor: a group of NCCL alone cannot on the CPU."""
-    if dist.is_initialized() and "cpu:" not in dist.get_backend_config():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+def _smallest(steps: int, group: dist.ProcessGroup | None) -> int:
+    counts = torch.zeros(dist.get_world_size() if group else 1, dtype=torch.int64)
+    counts[dist.get_rank() if group else 0] = steps
+    if group:
+        dist.all_reduce(counts, group=group)
+    empty = [str(rank) for rank, count in enumerate(counts.tolist()) if count == 0]
+    if empty:
+        raise ChannelError(
+            f"no data for rank {', '.join(empty)}: the channel has fewer files than there are hosts or ranks. "
+            "Split the data into more objects, use fewer hosts, or FullyReplicated instead of ShardedByS3Key"
+        )
+    return int(counts.min())
 
 
 class TarShards(IterableDataset[dict[str, str]]):

@@ -123,7 +123,7 @@ def test_persistent_workers_see_the_epoch(tmp_path):
     assert len(set(orders)) > 1
 
 
-@pytest.mark.parametrize("num_workers", [0, 2, 3])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_c40_resampled_every_rank_gets_the_number_asked_for_from_fewer_shards_than_ranks(tmp_path, num_workers):
     directory = write_shards(tmp_path / "train", [2, 7])
     read = []
@@ -170,7 +170,9 @@ import json, os, sys
 import torch, torch.distributed as dist
 from container.train.files import ChannelError
 from container.train.shards import agreed_steps, equal_steps
-dist.init_process_group(sys.argv[2])
+dist.init_process_group("gloo")
+if sys.argv[2] == "nccl":  # as if the script had asked for NCCL alone, which reduces nothing on the CPU
+    dist.get_backend_config = lambda: "cuda:nccl"
 rank = dist.get_rank()
 batches = json.loads(sys.argv[1])[rank]
 steps = 0
@@ -181,6 +183,8 @@ try:
         dist.all_reduce(total)
         assert total.item() == batch * dist.get_world_size()
         steps += 1
+    for batch in equal_steps(range(5)):
+        break  # on every rank at the same step, as after a stop that all agreed on
     answer = {"steps": steps, "agreed": agreed_steps(batches)}
 except ChannelError as error:
     answer = {"error": str(error)}
@@ -189,7 +193,7 @@ dist.destroy_process_group()
 """
 
 
-def on_ranks(batches: list[int], port: int, backend: str = "gloo") -> list[dict]:
+def on_ranks(batches: list[int], port: int, backend: str) -> list[dict]:
     processes = []
     for rank in range(len(batches)):
         environ = os.environ | torchrun(rank, len(batches), rank, len(batches))
@@ -206,12 +210,13 @@ def port() -> int:
         return listener.getsockname()[1]
 
 
-def test_c40_ranks_with_different_amounts_of_data_make_equal_steps(port):
-    assert on_ranks([7, 3], port) == [{"steps": 3, "agreed": 3}] * 2
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_c40_ranks_with_different_amounts_of_data_make_equal_steps(port, backend):
+    assert on_ranks([7, 3], port, backend) == [{"steps": 3, "agreed": 3}] * 2
 
 
 def test_c40_an_empty_shard_is_the_same_error_on_every_rank_and_no_deadlock(port):
-    answers = on_ranks([4, 0], port, "cpu:gloo")
+    answers = on_ranks([4, 0], port, "gloo")
     assert answers[0] == answers[1]
     assert "no data for rank 1: the channel has fewer files than there are hosts" in answers[0]["error"]
 

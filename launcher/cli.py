@@ -29,6 +29,8 @@ for verb in (
     jobs.stop,
     jobs.download,
     images.build,
+    images.push,
+    images.image,
     local.demo,
     local.local,
 ):

@@ -93,6 +93,10 @@ class Image(Section):
     """Build argument BASE_IMAGE; default: the Dockerfile's own."""
     build_args: dict[str, Text] = {}
     platform: str = "linux/amd64"
+    keep: int = Field(default=20, ge=1)
+    """How many pushed images the repository's lifecycle policy keeps."""
+    max_size_gb: float = Field(default=15, gt=0)
+    """Budget for `image check`, uncompressed."""
     cuda: str | None = "13.0"
     """CUDA version inside; null for a CPU image. Decides `InferenceAmiVersion`."""
 

@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 
 
 def local_reference(image: Image) -> str:
-    """The name an image gets on this machine."""
-    return image.uri or f"{image.repository}:{image.tag}"
+    """The name an image gets on this machine; one that names a digest is what a registry gave it."""
+    return image.uri if image.uri and "@" not in image.uri else f"{image.repository}:{image.tag}"
 
 
 def build_arguments(image: Image) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from launcher.errors import ConfigError
 
 DEFAULT_FILE = Path("launcher.yaml")
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+Defaults = Callable[[str], Mapping[str, tuple[str, str]]]
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -40,7 +41,7 @@ class Settings:
 def load(
     path: Path | None,
     overrides: Iterable[str] = (),
-    defaults: Mapping[str, str] | None = None,
+    defaults: Defaults | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
     """The configuration of a project.
@@ -48,7 +49,7 @@ def load(
     Args:
         path: the YAML file; None means `launcher.yaml` where there is one, else nothing but defaults.
         overrides: `section.key=value` texts; the value is read as YAML.
-        defaults: dotted key -> YAML text, for keys the file does not set.
+        defaults: from the region, dotted key -> (YAML text, origin), for keys that nothing else sets.
         environ: for `${VARIABLE:-default}`.
 
     Raises:
@@ -58,14 +59,15 @@ def load(
     if path is None and DEFAULT_FILE.exists():
         path = DEFAULT_FILE
     source = read_file(path, environ) if path else Source()
-    for key, text in (defaults or {}).items():
-        if _find(source.values, key) is None:
-            _override(source, key, text, "--local")
     for item in overrides:
         key, separator, text = item.partition("=")
         if not separator:
             raise ConfigError(f"--set {item!r} has no '='; write it like --set training.instance_count=2")
         _override(source, key.strip(), text, "--set")
+    region = str(source.values.get("region") or Config.model_fields["region"].default)
+    for key, (text, origin) in (defaults(region) if defaults else {}).items():
+        if _find(source.values, key) is None:
+            _override(source, key, text, origin)
     try:
         config = Config.model_validate(source.values)
     except ValidationError as error:

@@ -1,25 +1,46 @@
 """Verbs about images."""
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
 from launcher.commands.options import (
+    IMAGES_FILE,
+    LOCAL_HOME,
     Options,
     common_options,
     load_settings,
+    open_project,
     show,
+    show_call,
 )
+from launcher.errors import JobFailed
+
+if TYPE_CHECKING:
+    from launcher.config import Image
+    from launcher.settings import Settings
+
+KINDS = click.Choice(["training", "serving", "all"])
+
+
+def chosen_images(settings: "Settings", kind: str) -> dict[str, "Image"]:
+    """The settings of the images a verb is about."""
+    kinds = ["training", "serving"] if kind == "all" else [kind]
+    return {name: getattr(settings.config.images, name) for name in kinds}
 
 
 @click.command()
-@click.argument("image", type=click.Choice(["training", "serving", "all"]), default="all")
+@click.argument("image", type=KINDS, default="all")
 @common_options
 def build(options: Options, image: str) -> None:
     """Build the training image, the serving image or both."""
     from launcher import images
 
     settings = load_settings(options)
-    kinds = ["training", "serving"] if image == "all" else [image]
-    chosen = {kind: getattr(settings.config.images, kind) for kind in kinds}
+    chosen = chosen_images(settings, image)
     network = settings.config.images.network
     if options.dry_run:
         argv = {kind: images.build_argv(item, settings.directory, network) for kind, item in chosen.items()}
@@ -30,3 +51,64 @@ def build(options: Options, image: str) -> None:
         built[kind] = {"image": images.local_reference(item), "id": identity}
     lines = [f"-> built {item['image']} {item['id'][:19]}" for item in built.values()]
     return show(options, built, [*lines, "next: python -m launcher train --local"])
+
+
+@click.command()
+@click.argument("image", type=KINDS, default="all")
+@click.option("--output", type=click.Path(path_type=Path), help="Write what was pushed here, too.")
+@common_options
+def push(options: Options, image: str, output: Path | None) -> None:
+    """Push built images to this account's ECR; jobs use their digests from then on."""
+    settings = load_settings(options)
+    chosen = chosen_images(settings, image)
+    if options.dry_run:
+        return show_call(options, "CreateRepository", {"repositoryName": next(iter(chosen.values())).repository}, "ecr")
+    from launcher.project import size_text
+    from launcher.registry import push as push_image
+
+    project = open_project(settings, options)
+    record = LOCAL_HOME / IMAGES_FILE
+    record.parent.mkdir(exist_ok=True)
+    pushed = json.loads(record.read_text()) if record.exists() else {}
+    lines = []
+    for kind, item in chosen.items():
+        done = push_image(project.aws, item, project.progress)
+        pushed[kind] = {**asdict(done), "region": settings.config.region}
+        lines.append(f"-> pushed {done.uri} ({size_text(done.size_bytes)}, {size_text(done.uploaded_bytes)} sent)")
+        record.write_text(json.dumps(pushed, indent=2))
+    if output:
+        output.write_text(json.dumps(pushed, indent=2))
+    return show(options, pushed, [*lines, "next: python -m launcher train"])
+
+
+@click.group()
+def image() -> None:
+    """One image: what is in it, and whether SageMaker takes it."""
+
+
+@image.command("check")
+@click.argument("kind", type=KINDS, default="all")
+@common_options
+def check_images(options: Options, kind: str) -> None:
+    """Check built images: architecture, entry point, user, size by layer, credentials."""
+    from launcher import images
+    from launcher.findings import failures, lines
+    from launcher.image_check import check_image
+    from launcher.registry import built
+
+    settings = load_settings(options)
+    config = settings.config
+    types = {
+        "training": config.training.instance_type,
+        "serving": [config.endpoint.instance_type, config.transform.instance_type],
+    }
+    client = images.engine()
+    found = {}
+    for name, item in chosen_images(settings, kind).items():
+        built(client, item)
+        found[name] = check_image(client, item, images.local_reference(item), list(dict.fromkeys(types[name])))
+    text = [line for name, items in found.items() for line in [f"{name} image", *lines(items)]]
+    show(options, {name: [asdict(item) for item in items] for name, items in found.items()}, text)
+    failed = [item.check for items in found.values() for item in failures(items)]
+    if failed:
+        raise JobFailed(f"{len(failed)} checks failed: {', '.join(failed)}")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from launcher.settings import Settings
 
 LOCAL_HOME = Path(".launcher")
+IMAGES_FILE = "images.json"  # in LOCAL_HOME: what was pushed last, by kind
 LOCAL_ROLE = "arn:aws:iam::123456789012:role/slipway-local"
 
 
@@ -67,12 +68,24 @@ def load_settings(options: Options, arguments: dict[str, str | None] | None = No
 
     given = [f"{key}={value}" for key, value in (arguments or {}).items() if value]
     if not options.local:
-        return load(options.config, [*options.overrides, *given])
+        return load(options.config, [*options.overrides, *given], defaults=pushed_images)
     if not options.dry_run:
         use_local_server()
     region = os.environ.get("AWS_REGION", "us-east-1")
-    local_defaults = {"role": LOCAL_ROLE, "images.registry": ""}
-    return load(options.config, [*options.overrides, *given, f"region={region}"], defaults=local_defaults)
+    local_defaults = {"role": (LOCAL_ROLE, "--local"), "images.registry": ("", "--local")}
+    overrides = [*options.overrides, *given, f"region={region}"]
+    return load(options.config, overrides, defaults=lambda _: local_defaults)
+
+
+def pushed_images(region: str) -> dict[str, tuple[str, str]]:
+    """The digests that `push` left for this region, as defaults of `images.….uri`."""
+    record = LOCAL_HOME / IMAGES_FILE
+    if not record.exists():
+        return {}
+    pushed = json.loads(record.read_text())
+    return {
+        f"images.{kind}.uri": (item["uri"], str(record)) for kind, item in pushed.items() if item["region"] == region
+    }
 
 
 def use_local_server() -> None:

@@ -1,12 +1,18 @@
 """A project on moto's AWS, and canned replies for what moto has not."""
 
 import json
+import logging
+import socket
+import subprocess
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from launcher.aws import Aws
 from launcher.config import Config
@@ -17,6 +23,15 @@ from launcher.settings import load
 
 REGION = "us-east-1"
 ACCOUNT = "123456789012"
+
+
+@pytest.fixture(autouse=True)
+def launchers_own_log() -> Iterator[None]:
+    """What a verb does to the launcher's logger ends with the test."""
+    logger = logging.getLogger("launcher")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
 
 
 @pytest.fixture
@@ -95,6 +110,62 @@ def project(aws, tmp_path) -> Callable[..., Project]:
         return Project(settings.config, tmp_path, aws, Silent())
 
     return make
+
+
+@pytest.fixture(scope="session")
+def registry_host(tmp_path_factory) -> Iterator[str]:
+    """A real registry on a loopback port: `host:port`."""
+    directory = tmp_path_factory.mktemp("registry")
+    port = free_port()
+    settings = {
+        "version": 0.1,
+        "log": {"level": "error", "accesslog": {"disabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(directory / "data")}},
+        "http": {"addr": f"127.0.0.1:{port}"},
+    }
+    (directory / "config.yml").write_text(yaml.safe_dump(settings))
+    command = ["docker-registry", "serve", str(directory / "config.yml")]
+    with (directory / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 20
+        while not answers(f"http://127.0.0.1:{port}/v2/"):
+            assert process.poll() is None, (directory / "log").read_text()
+            assert time.monotonic() < deadline, "docker-registry does not answer"
+            time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def ecr(aws, registry_host) -> Aws:
+    """Moto's ECR, whose repositories lie in the real registry."""
+
+    def rewrite(parsed: dict[str, Any], **_: Any) -> None:
+        for data in parsed.get("authorizationData", []):
+            data["proxyEndpoint"] = f"http://{registry_host}"
+        single = [parsed["repository"]] if "repository" in parsed else []
+        for repository in parsed.get("repositories", []) + single:
+            repository["repositoryUri"] = f"{registry_host}/{repository['repositoryName']}"
+
+    aws.session.events.register("after-call.ecr", rewrite)
+    return aws
 
 
 @pytest.fixture

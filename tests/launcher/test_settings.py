@@ -57,9 +57,11 @@ def test_an_override_refines_a_channel_written_as_text(tmp_path):
 
 
 def test_defaults_of_the_local_sagemaker_yield_to_the_file(tmp_path):
-    found = settings(tmp_path, "role: mine", defaults={"role": "theirs", "images.registry": ""})
+    given = {"role": ("theirs", "--local"), "images.registry": ("", "--local")}
+    found = settings(tmp_path, "role: mine", defaults=lambda _: given)
     assert found.config.role == "mine"
     assert found.config.images.registry == ""
+    assert found.origins["images.registry"] == "--local"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,206 @@
+"""Images reach a real registry behind moto's ECR; what SageMaker would refuse is found when it arrives."""
+
+import json
+import os
+import urllib.request
+
+import pytest
+
+from launcher import cli, images, registry
+from launcher.config import TrainingImage
+from launcher.data import Silent
+from launcher.errors import AwsRefused, ConfigError, JobFailed
+
+IMAGE = TrainingImage(repository="slipway-test-push", tag="1", keep=3)
+DOCKERFILE = "FROM scratch\nCOPY packages /\nCOPY code /\n"
+
+
+class Counter(Silent):
+    def __init__(self):
+        self.done = 0
+
+    def advance(self, count_bytes):
+        self.done += count_bytes
+
+
+@pytest.fixture
+def built(tmp_path):
+    """Builds an image of 3 MB of packages and a line of code: what changes is the code."""
+    (tmp_path / "Dockerfile.train").write_text(DOCKERFILE)
+    (tmp_path / "packages").write_bytes(os.urandom(3_000_000))
+
+    def build(code):
+        (tmp_path / "code").write_text(code)
+        return images.build(IMAGE, tmp_path)
+
+    yield build
+    client = images.engine()
+    for found in client.images.list():
+        for tag in found.tags:
+            if "slipway-test-push" in tag:
+                client.images.remove(tag, force=True)
+
+
+@pytest.mark.docker
+def test_a_push_makes_the_repository_and_returns_a_digest(ecr, built, registry_host):
+    built("one")
+    progress = Counter()
+    pushed = push(ecr, progress)
+    assert pushed.uri.startswith(f"{registry_host}/slipway-test-push@sha256:")
+    assert 3_000_000 < pushed.size_bytes < 3_100_000
+    assert progress.done == pushed.uploaded_bytes >= 3_000_000
+    (repository,) = ecr.call("ecr", "DescribeRepositories")["repositories"]
+    assert repository["imageScanningConfiguration"] == {"scanOnPush": True}
+    assert repository["imageTagMutability"] == "IMMUTABLE"
+    policy = ecr.call("ecr", "GetLifecyclePolicy", repositoryName="slipway-test-push")["lifecyclePolicyText"]
+    assert json.loads(policy)["rules"][0]["selection"]["countNumber"] == 3
+
+
+@pytest.mark.docker
+def test_a_push_after_a_change_of_code_sends_the_code_alone(ecr, built):
+    built("one")
+    first = push(ecr)
+    built("two")
+    second = push(ecr)
+    assert second.uploaded_bytes < 10_000
+    assert second.uri != first.uri
+    assert second.tag != first.tag
+
+
+@pytest.mark.docker
+def test_pushing_the_same_again_sends_nothing(ecr, built):
+    built("one")
+    first = push(ecr)
+    assert push(ecr) == registry.Pushed(first.uri, first.tag, first.size_bytes, 0)
+
+
+@pytest.mark.docker
+def test_jobs_use_the_digest_that_was_pushed(ecr, built, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "launcher.yaml").write_text("images: {training: {repository: slipway-test-push, tag: '1'}}")
+    monkeypatch.setattr("launcher.aws.Aws", lambda region: ecr)
+    built("one")
+    assert cli.main(["push", "training", "--json", "--output", "images.json"]) == 0
+    pushed = json.loads(capsys.readouterr().out)["training"]["uri"]
+    assert json.loads((tmp_path / "images.json").read_text())["training"]["uri"] == pushed
+    assert cli.main(["train", "--dry-run", "--json"]) == 0
+    (call,) = json.loads(capsys.readouterr().out)
+    assert call["request"]["AlgorithmSpecification"]["TrainingImage"] == pushed
+    assert cli.main(["train", "--dry-run", "--json", "--set", "region=eu-west-1"]) == 0
+    (elsewhere,) = json.loads(capsys.readouterr().out)
+    assert "eu-west-1" in elsewhere["request"]["AlgorithmSpecification"]["TrainingImage"]
+
+
+@pytest.mark.docker
+def test_an_index_of_several_images_is_refused(ecr, built, registry_host):
+    built("one")
+    pushed = push(ecr)
+    index = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [
+            {
+                "mediaType": media_type(),
+                "digest": pushed.uri.partition("@")[2],
+                "size": manifest_size(registry_host, pushed),
+            }
+        ],
+    }
+    put_manifest(registry_host, "index", index, index["mediaType"])
+    with pytest.raises(JobFailed, match="is an index of several images"):
+        inspect(ecr, registry_host, "index")
+
+
+@pytest.mark.docker
+def test_a_tag_that_is_not_there_cannot_be_read_back(ecr, registry_host):
+    with pytest.raises(JobFailed, match="cannot be read back"):
+        inspect(ecr, registry_host, "no-such-tag")
+
+
+@pytest.mark.docker
+def test_an_image_that_was_not_built_is_named(ecr):
+    with pytest.raises(ConfigError, match="there is no image slipway-test-none:latest on this machine"):
+        registry_push(ecr, TrainingImage(repository="slipway-test-none"))
+
+
+@pytest.mark.docker
+def test_a_push_that_fails_is_tried_again_with_a_fresh_login(ecr, built, monkeypatch, caplog):
+    built("one")
+    logins = []
+    login = registry.log_in
+
+    def first_one_is_refused(aws):
+        logins.append(login(aws))
+        if len(logins) == 1:
+            raise_once.append(True)
+        return logins[-1]
+
+    raise_once = []
+    send = registry._send
+
+    def send_or_fail(*arguments):
+        if raise_once:
+            raise_once.pop()
+            raise JobFailed("the push failed: connection reset")
+        return send(*arguments)
+
+    monkeypatch.setattr(registry, "log_in", first_one_is_refused)
+    monkeypatch.setattr(registry, "_send", send_or_fail)
+    push(ecr)
+    assert len(logins) == 2
+
+
+@pytest.mark.docker
+def test_a_registry_that_is_gone_fails_after_three_attempts(ecr, built, monkeypatch):
+    built("one")
+    monkeypatch.setattr(registry, "ensure_repository", lambda *_: "127.0.0.1:9/slipway-test-push")
+    with pytest.raises(JobFailed, match="push 127.0.0.1:9/slipway-test-push:.* failed"):
+        push(ecr)
+
+
+def test_an_error_event_of_the_engine_is_a_failure():
+    with pytest.raises(JobFailed, match="push x failed: denied"):
+        registry.watch_push(iter([{"error": "denied\n"}]), "push x", Silent())
+
+
+def test_another_refusal_than_a_missing_repository_stands(aws, canned):
+    error = {"Error": {"Code": "AccessDeniedException", "Message": "no"}}
+    canned("DescribeRepositories", error, service="ecr")
+    with pytest.raises(AwsRefused, match="AccessDeniedException"):
+        registry.ensure_repository(aws, IMAGE)
+
+
+def test_a_manifest_of_another_kind_is_refused(monkeypatch):
+    monkeypatch.setattr(registry, "_manifest", lambda *_: ("application/vnd.v1+json", "sha256:1", {}))
+    with pytest.raises(JobFailed, match="has a manifest of type 'application/vnd.v1"):
+        registry.inspect_manifest(registry.Login("", "", ""), "r/x", "1")
+
+
+def push(aws, progress=None):
+    return registry.push(aws, IMAGE, progress or Silent(), retry_seconds=0)
+
+
+def registry_push(aws, image):
+    return registry.push(aws, image, Silent())
+
+
+def inspect(aws, host, tag):
+    return registry.inspect_manifest(registry.log_in(aws), f"{host}/slipway-test-push", tag)
+
+
+def media_type():
+    return registry.DOCKER_MANIFEST
+
+
+def manifest_size(host, pushed):
+    request = urllib.request.Request(f"http://{host}/v2/slipway-test-push/manifests/{pushed.tag}")
+    request.add_header("Accept", media_type())
+    with urllib.request.urlopen(request) as reply:
+        return len(reply.read())
+
+
+def put_manifest(host, tag, manifest, kind):
+    url = f"http://{host}/v2/slipway-test-push/manifests/{tag}"
+    request = urllib.request.Request(url, json.dumps(manifest).encode(), {"Content-Type": kind}, method="PUT")
+    with urllib.request.urlopen(request):
+        pass

@@ -26,6 +26,7 @@ from launcher.needs import Need, values_of
 Kind = Literal["train", "transform", "deploy", "push"]
 KINDS: tuple[Kind, ...] = ("train", "transform", "deploy", "push")
 SCALING_ROLE = "AWSServiceRoleForApplicationAutoScaling_SageMakerEndpoint"
+DESCRIBED = {"TrainingJob": "training-job", "TransformJob": "transform-job", "Endpoint": "endpoint"}
 PUSH_IMAGE = (
     *PULL_IMAGE,
     "ecr:CompleteLayerUpload",
@@ -66,12 +67,8 @@ def caller_statements(
 
 def _manage(arns: Arns, jobs: list[Kind], names: tuple[str, ...], config: Config) -> Iterator[Statement]:
     asked = (*names, *_named_jobs(config))
-    described = ("training-job", "transform-job", "endpoint")
-    yield Statement(  # `logs NAME` and `stop NAME` ask all three what NAME is
-        "DescribeJobs",
-        ("sagemaker:DescribeTrainingJob", "sagemaker:DescribeTransformJob", "sagemaker:DescribeEndpoint"),
-        tuple(arn for kind in described for arn in arns.sagemaker(kind, asked)),
-    )
+    for noun, kind in DESCRIBED.items():  # `logs NAME` and `stop NAME` ask all three what NAME is
+        yield Statement(f"Find{noun}s", (f"sagemaker:Describe{noun}",), arns.sagemaker(kind, asked))
     lists = ("sagemaker:ListEndpoints", "sagemaker:ListTrainingJobs", "sagemaker:ListTransformJobs")
     yield Statement("ListJobs", lists, ("*",))
     if "train" in jobs:
@@ -96,10 +93,9 @@ def _actions(noun: str, verbs: str) -> tuple[str, ...]:
 
 def _endpoints(arns: Arns, names: tuple[str, ...], config: Config) -> Iterator[Statement]:
     configs, endpoints = arns.sagemaker("endpoint-config", names), arns.sagemaker("endpoint", names)
-    yield Statement("EndpointConfigs", _actions("EndpointConfig", "Describe Delete"), configs)
+    yield Statement("EndpointConfigs", _actions("EndpointConfig", "Create Describe Delete"), configs)
     # CreateEndpoint and UpdateEndpoint are checked against the endpoint and against its configuration
-    changing = ("sagemaker:CreateEndpointConfig", "sagemaker:CreateEndpoint", "sagemaker:UpdateEndpoint")
-    yield Statement("Deploy", changing, (*endpoints, *configs))
+    yield Statement("Deploy", ("sagemaker:CreateEndpoint", "sagemaker:UpdateEndpoint"), (*endpoints, *configs))
     invoking = "sagemaker:InvokeEndpointAsync" if config.endpoint.asynchronous else "sagemaker:InvokeEndpoint"
     using = (*_actions("Endpoint", "Delete"), "sagemaker:UpdateEndpointWeightsAndCapacities", invoking)
     yield Statement("UseEndpoints", using, endpoints)

@@ -208,6 +208,18 @@ def _notes(config: Config, machines: tuple[Machines, ...], prices: Prices) -> li
     return [*notes, f"prices of {prices.date}: {prices.source}"]
 
 
+def priced(kind: Literal["train", "transform", "deploy"], config: Config, environ: Mapping[str, str]) -> Estimate:
+    """The estimate to tell right before a request goes to AWS; a local job costs nothing and needs none.
+
+    Raises:
+        ConfigError: `SLIPWAY_PRICES` names no table of prices.
+        OverBudget: a cap in `limits` does not hold.
+    """
+    found = estimate(kind, config, load_prices(environ))
+    refuse_over_limit(found, config.limits)
+    return found
+
+
 def refuse_over_limit(estimate: Estimate, limits: Limits) -> None:
     """Stop before something is sent that costs more than `limits` allows.
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from launcher.config import Config
-from launcher.cost import TABLE, OverBudget, Prices, estimate, load_prices, refuse_over_limit
+from launcher.cost import TABLE, OverBudget, Prices, estimate, load_prices, priced, refuse_over_limit
 from launcher.errors import ConfigError
 
 REGION = "us-east-1"
@@ -122,6 +122,13 @@ def test_an_endpoint_that_could_scale_over_the_cap_is_refused(prices):
     )
     with pytest.raises(OverBudget, match=r"may cost \$730.00 and limits.max_endpoint_cost_per_month is \$500.00"):
         refuse_over_limit(estimate("deploy", config, prices), config.limits)
+
+
+def test_right_before_sending_the_estimate_is_told_or_the_request_refused():
+    cheap = config_of(training={"instance_type": "ml.m5.xlarge", "max_runtime": "1h"}, limits={"max_job_cost": 1})
+    assert priced("train", cheap, {}).usd_maximum == 0.23
+    with pytest.raises(OverBudget):
+        priced("train", config_of(limits={"max_job_cost": 1}), {})
 
 
 def test_with_a_cap_an_unknown_price_is_refused(prices):

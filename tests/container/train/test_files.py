@@ -1,5 +1,6 @@
 """Channels and their files on trees as SageMaker lays them out."""
 
+import json
 import subprocess
 import sys
 import tarfile
@@ -33,6 +34,13 @@ def test_c21_a_manifest_beside_a_channel_is_no_channel(environment):
     assert channel_directory(environment, "train") == environment.opt_ml.data / "train"
     with pytest.raises(ChannelError, match=r"no channel 'train-manifest'; its channels are 'stream', 'train'"):
         channel_directory(environment, "train-manifest")
+
+
+@pytest.mark.parametrize("mode", ["File", "FastFile", "SomethingNew"])
+def test_c20_every_mode_but_pipe_is_a_directory(environment, mode):
+    environment.opt_ml.input_data_config.write_text(json.dumps({"train": {"TrainingInputMode": mode}}))
+    job = read_environment(environment.opt_ml, {})
+    assert channel_directory(job, "train") == environment.opt_ml.data / "train"
 
 
 def test_a_pipe_channel_has_no_directory(environment):

@@ -4,12 +4,15 @@ import io
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from container.train.recordio import RecordIOError, read_records
 
 MAGIC = bytes([0x0A, 0x23, 0xD7, 0xCE])
+
+
+unhurried = settings(deadline=None)  # other work shares this machine
 
 
 def frame(flag: int, payload: bytes) -> bytes:
@@ -43,6 +46,7 @@ def test_c36_payloads_of_0_to_4_bytes_decode_exactly():
     assert records(b"".join(frame(0, payload) for payload in expected)) == expected
 
 
+@unhurried
 @given(st.lists(payloads, max_size=6))
 def test_c36_whatever_dmlc_writes_is_read_back(expected):
     assert records(b"".join(map(dmlc_record, expected))) == expected
@@ -55,6 +59,7 @@ def test_a_record_in_three_parts_gets_its_magic_numbers_back():
     assert records(data) == [payload]
 
 
+@unhurried
 @given(st.lists(payloads, min_size=1, max_size=3), st.data())
 def test_c37_an_end_anywhere_but_between_records_is_an_error(expected, data):
     encoded = [dmlc_record(payload) for payload in expected]
@@ -72,6 +77,7 @@ def test_c37_every_single_place_of_a_cut_is_found():
             records(whole[:cut])
 
 
+@unhurried
 @given(st.binary(min_size=8, max_size=40).filter(lambda data: data[:4] != MAGIC))
 def test_c37_a_wrong_magic_number_is_an_error_that_says_where(garbage):
     stream = read_records(io.BytesIO(frame(0, b"fine!") + garbage))
@@ -93,6 +99,29 @@ def test_c37_a_wrong_magic_number_is_an_error_that_says_where(garbage):
 def test_parts_out_of_their_order_are_an_error(data):
     with pytest.raises(RecordIOError, match=r"continuation flag \d cannot stand here"):
         records(data)
+
+
+class Pieces(io.RawIOBase):
+    """A stream whose reads give the data in pieces, as a FIFO's do."""
+
+    def __init__(self, data: bytes, sizes: list[int]) -> None:
+        self.data, self.sizes = data, sizes
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        size = min(len(buffer), self.sizes.pop() if self.sizes else len(buffer))
+        piece, self.data = self.data[:size], self.data[size:]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+@unhurried
+@given(st.lists(payloads, max_size=4), st.lists(st.integers(1, 9), max_size=30), st.integers(1, 20))
+def test_records_are_whole_in_whatever_pieces_the_bytes_come(expected, sizes, buffer_bytes):
+    stream = Pieces(b"".join(map(dmlc_record, expected)), sizes)
+    assert list(read_records(io.BufferedReader(stream, buffer_bytes))) == expected
 
 
 def test_a_record_is_handed_out_before_the_next_one_is_waited_for():

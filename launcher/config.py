@@ -124,6 +124,10 @@ class Images(Section):
     """Network of a build's RUN steps, such as `host`."""
     buildkit: bool = False
     """Build with the docker client and BuildKit, for Dockerfiles with cache mounts."""
+    cache: bool = False
+    """Pull what was pushed last before building: for machines that start empty, such as CodeBuild's."""
+    min_free_gb: float = Field(default=5, ge=0)
+    """Disk that must be free before a build."""
     training: TrainingImage = TrainingImage()
     serving: ServingImage = ServingImage()
 

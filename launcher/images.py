@@ -2,12 +2,13 @@
 
 import logging
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.config import Image
+from launcher.config import Image, Images
 from launcher.errors import ConfigError, JobFailed
 
 logger = logging.getLogger(__name__)
@@ -46,14 +47,14 @@ def build_argv(image: Image, directory: Path, network: str | None) -> list[str]:
     ]
 
 
-def build(image: Image, directory: Path, network: str | None = None, buildkit: bool = False) -> str:
+def build(image: Image, directory: Path, options: Images | None = None, cache: str | None = None) -> str:
     """Build one image and tag it.
 
     Args:
         image: what to build.
         directory: where its relative paths start.
-        network: network of the build's RUN steps, such as `host`.
-        buildkit: use the docker client with BuildKit (cache mounts) instead of the engine's API.
+        options: network, BuildKit and the disk to leave free.
+        cache: reference of an image on this machine whose layers may be used.
 
     Returns:
         The image's id, `sha256:…`.
@@ -65,14 +66,16 @@ def build(image: Image, directory: Path, network: str | None = None, buildkit: b
     dockerfile = directory / image.dockerfile
     if not dockerfile.is_file():
         raise ConfigError(f"{dockerfile} does not exist; set images.….dockerfile, or build in the directory it lies in")
+    options = options or Images()
     client = engine()
-    if buildkit:
+    guard_disk(Path(client.info()["DockerRootDir"]), options.min_free_gb)
+    if options.buildkit:
         if not has_buildx():
             raise ConfigError(
                 "the docker client has no buildx, which BuildKit needs; "
                 "install the docker-buildx plugin, or set images.buildkit: false"
             )
-        argv, environment = build_argv(image, directory, network), buildkit_environment(os.environ)
+        argv, environment = build_argv(image, directory, options.network), buildkit_environment(os.environ)
         if subprocess.run(argv, env=environment, check=False).returncode:
             raise JobFailed(f"the build of {local_reference(image)} failed; the step above says why")
         return client.images.get(local_reference(image)).id
@@ -83,13 +86,30 @@ def build(image: Image, directory: Path, network: str | None = None, buildkit: b
             dockerfile=str(dockerfile.resolve()),
             tag=local_reference(image),
             buildargs=build_arguments(image),
-            network_mode=network,
+            network_mode=options.network,
+            cache_from=[cache] if cache else [],
             rm=True,
             forcerm=True,
             decode=True,
         ),
     )
     return client.images.get(local_reference(image)).id
+
+
+def guard_disk(root: Path, least_gb: float) -> None:
+    """Refuse to begin what would fill the disk.
+
+    Raises:
+        ConfigError: less is free than `images.min_free_gb`.
+    """
+    if not root.exists():
+        return  # the engine runs on another machine
+    free = shutil.disk_usage(root).free / 1e9
+    if free < least_gb:
+        raise ConfigError(
+            f"{free:.1f} GB are free in {root} and images.min_free_gb is {least_gb:g}; "
+            "remove what is unused with `docker system prune`"
+        )
 
 
 def has_buildx() -> bool:

@@ -56,8 +56,17 @@ class Pushed:
     """Of the layers that were not there yet, as the engine counts them: uncompressed."""
 
 
-def push(aws: Aws, image: Image, progress: "Progress", retry_seconds: float = RETRY_SECONDS) -> Pushed:
+def push(
+    aws: Aws, image: Image, registry: str | None, progress: "Progress", retry_seconds: float = RETRY_SECONDS
+) -> Pushed:
     """Push one built image under a tag made of its content.
+
+    Args:
+        aws: the account whose ECR it goes to.
+        image: what to push.
+        registry: host of another registry, to which the docker client is logged in already; None means ECR.
+        progress: told about the bytes.
+        retry_seconds: between two attempts.
 
     Raises:
         ConfigError: it has not been built, or no engine answers.
@@ -66,11 +75,13 @@ def push(aws: Aws, image: Image, progress: "Progress", retry_seconds: float = RE
     """
     client = images.engine()
     local = built(client, image)
-    repository = ensure_repository(aws, image)
+    repository = f"{registry}/{image.repository}" if registry else ensure_repository(aws, image)
     tag = local.id.removeprefix("sha256:")[:TAG_DIGITS]
     local.tag(repository, tag=tag)
     for attempt in range(1, ATTEMPTS + 1):
-        login = log_in(aws)  # right before: a token from the start of a long build may have run out
+        login = (
+            anonymous(registry) if registry else log_in(aws)
+        )  # right before: a token from the start of a long build may have run out
         try:
             uploaded = _send(client, repository, tag, login, progress)
             break
@@ -124,6 +135,35 @@ def ensure_repository(aws: Aws, image: Image) -> str:
     return created["repository"]["repositoryUri"]
 
 
+def pull_newest(aws: Aws, image: Image, registry: str | None) -> str | None:
+    """Pull what was pushed last, so that a build on a fresh machine finds its layers there.
+
+    Returns:
+        Its reference, or None where nothing has been pushed.
+    """
+    from docker.errors import DockerException
+
+    if registry:
+        return None  # another registry does not tell what is newest
+    try:
+        pages = aws.client("ecr").get_paginator("describe_images").paginate(repositoryName=image.repository)
+        found = [item for page in pages for item in page["imageDetails"]]
+    except ClientError:
+        return None  # no repository yet, or none of the caller's business
+    if not found:
+        return None
+    newest = max(found, key=lambda item: item["imagePushedAt"])
+    login = log_in(aws)
+    reference = f"{ensure_repository(aws, image)}@{newest['imageDigest']}"
+    try:
+        images.engine().images.pull(reference, auth_config={"username": login.user, "password": login.password})
+    except DockerException as error:
+        logger.warning("the previous image cannot be pulled, so the build starts afresh: %s", error)
+        return None
+    logger.info("-> pulled %s as cache", reference)
+    return reference
+
+
 def lifecycle_policy(keep: int) -> dict[str, Any]:
     """ECR's rules: the newest images stay, the others expire."""
     selection = {"tagStatus": "any", "countType": "imageCountMoreThan", "countNumber": keep}
@@ -143,6 +183,12 @@ def log_in(aws: Aws) -> Login:
     return Login(user, password, data["proxyEndpoint"])
 
 
+def anonymous(registry: str) -> Login:
+    """No login of ours: the docker client has its own; a loopback registry needs neither that nor TLS."""
+    plain = registry.partition(":")[0] in {"127.0.0.1", "localhost"}
+    return Login("", "", f"{'http' if plain else 'https'}://{registry}")
+
+
 def _send(client: Any, repository: str, tag: str, login: Login, progress: "Progress") -> int:
     """One push.
 
@@ -151,7 +197,7 @@ def _send(client: Any, repository: str, tag: str, login: Login, progress: "Progr
     """
     from docker.errors import DockerException
 
-    credentials = {"username": login.user, "password": login.password}
+    credentials = {"username": login.user, "password": login.password} if login.user else None
     try:
         events = client.images.push(repository, tag=tag, auth_config=credentials, stream=True, decode=True)
         return watch_push(events, f"push {repository}:{tag}", progress)
@@ -207,8 +253,9 @@ def inspect_manifest(login: Login, repository: str, tag: str) -> tuple[str, int]
 def _manifest(login: Login, repository: str, tag: str) -> tuple[str, str, dict[str, Any]]:
     """Media type, digest and manifest by the registry's own API (ECR's and any other's are the same)."""
     request = urllib.request.Request(f"{login.endpoint}/v2/{repository}/manifests/{tag}")
-    token = base64.b64encode(f"{login.user}:{login.password}".encode()).decode()
-    request.add_header("Authorization", f"Basic {token}")
+    if login.user:
+        token = base64.b64encode(f"{login.user}:{login.password}".encode()).decode()
+        request.add_header("Authorization", f"Basic {token}")
     request.add_header("Accept", ", ".join((DOCKER_MANIFEST, OCI_MANIFEST, *sorted(INDEXES))))
     try:
         with urllib.request.urlopen(request, timeout=MANIFEST_SECONDS) as reply:

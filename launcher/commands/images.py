@@ -41,13 +41,16 @@ def build(options: Options, image: str) -> None:
 
     settings = load_settings(options)
     chosen = chosen_images(settings, image)
-    network = settings.config.images.network
+    common = settings.config.images
     if options.dry_run:
-        argv = {kind: images.build_argv(item, settings.directory, network) for kind, item in chosen.items()}
+        argv = {kind: images.build_argv(item, settings.directory, common.network) for kind, item in chosen.items()}
         return show(options, argv, [" ".join(words) for words in argv.values()])
+    from launcher.registry import pull_newest
+
     built = {}
     for kind, item in chosen.items():
-        identity = images.build(item, settings.directory, network, settings.config.images.buildkit)
+        cache = pull_newest(open_project(settings, options).aws, item, common.registry) if common.cache else None
+        identity = images.build(item, settings.directory, common, cache)
         built[kind] = {"image": images.local_reference(item), "id": identity}
     lines = [f"-> built {item['image']} {item['id'][:19]}" for item in built.values()]
     return show(options, built, [*lines, "next: python -m launcher train --local"])
@@ -72,7 +75,7 @@ def push(options: Options, image: str, output: Path | None) -> None:
     pushed = json.loads(record.read_text()) if record.exists() else {}
     lines = []
     for kind, item in chosen.items():
-        done = push_image(project.aws, item, project.progress)
+        done = push_image(project.aws, item, settings.config.images.registry, project.progress)
         pushed[kind] = {**asdict(done), "region": settings.config.region}
         lines.append(f"-> pushed {done.uri} ({size_text(done.size_bytes)}, {size_text(done.uploaded_bytes)} sent)")
         record.write_text(json.dumps(pushed, indent=2))

@@ -1,11 +1,12 @@
 """Building images with the engine's API, or with the docker client and BuildKit."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 
 from launcher import images
-from launcher.config import ServingImage, TrainingImage
+from launcher.config import Images, ServingImage, TrainingImage
 from launcher.errors import ConfigError, JobFailed
 
 
@@ -73,9 +74,9 @@ def test_buildkit_builds_the_same_or_says_what_it_lacks(tiny):
     images.build(image, directory)
     if not images.has_buildx():
         with pytest.raises(ConfigError, match="install the docker-buildx plugin, or set images.buildkit: false"):
-            images.build(image, directory, buildkit=True)
+            images.build(image, directory, Images(buildkit=True))
         return
-    identity = images.build(image, directory, buildkit=True)
+    identity = images.build(image, directory, Images(buildkit=True))
     assert images.engine().images.get("slipway-test-tiny:1").id == identity
 
 
@@ -83,9 +84,9 @@ def test_the_docker_client_that_fails_is_told(tiny_directory, monkeypatch):
     (tiny_directory / "docker").write_text("#!/bin/sh\n[ $1 = buildx ]\n")
     (tiny_directory / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tiny_directory}:/bin:/usr/bin")
-    monkeypatch.setattr(images, "engine", lambda: None)
+    monkeypatch.setattr(images, "engine", lambda: SimpleNamespace(info=lambda: {"DockerRootDir": "/nowhere"}))
     with pytest.raises(JobFailed, match="the step above says why"):
-        images.build(TrainingImage(), tiny_directory, buildkit=True)
+        images.build(TrainingImage(), tiny_directory, Images(buildkit=True))
 
 
 @pytest.mark.docker
@@ -95,3 +96,9 @@ def test_a_failing_step_is_told(tiny):
     (directory / "one").unlink()
     with pytest.raises(JobFailed, match="the build of slipway-test-tiny:1 failed: .*COPY"):
         images.build(image, directory)
+
+
+def test_a_disk_that_would_fill_up_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"images\.min_free_gb is 1e\+09; remove what is unused"):
+        images.guard_disk(tmp_path, 1e9)
+    images.guard_disk(tmp_path / "of another machine", 1e9)

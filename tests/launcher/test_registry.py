@@ -3,10 +3,12 @@
 import json
 import os
 import urllib.request
+from datetime import UTC, datetime
 
 import pytest
 
 from launcher import cli, images, registry
+from launcher.aws import Aws
 from launcher.config import TrainingImage
 from launcher.data import Silent
 from launcher.errors import AwsRefused, ConfigError, JobFailed
@@ -158,6 +160,39 @@ def test_a_registry_that_is_gone_fails_after_three_attempts(ecr, built, monkeypa
         push(ecr)
 
 
+@pytest.mark.docker
+def test_another_registry_needs_no_aws(aws, built, registry_host, sent):
+    built("one")
+    pushed = registry.push(aws, IMAGE, registry_host, Silent())
+    assert pushed.uri.startswith(f"{registry_host}/slipway-test-push@sha256:")
+    assert sent == []
+
+
+@pytest.mark.docker
+def test_what_was_pushed_last_is_pulled_as_cache(ecr, canned, built):
+    built("one")
+    uri = push(ecr).uri
+    old = {"imageDigest": "sha256:" + "0" * 64, "imagePushedAt": datetime(2020, 1, 1, tzinfo=UTC)}
+    new = {"imageDigest": uri.partition("@")[2], "imagePushedAt": datetime(2021, 1, 1, tzinfo=UTC)}
+    canned("DescribeImages", {"imageDetails": [new, old]}, service="ecr")
+    assert registry.pull_newest(fresh(ecr), IMAGE, None) == uri
+
+
+@pytest.mark.docker
+def test_a_cache_that_cannot_be_pulled_is_a_warning(ecr, canned, caplog):
+    gone = {"imageDigest": "sha256:" + "0" * 64, "imagePushedAt": datetime(2020, 1, 1, tzinfo=UTC)}
+    canned("DescribeImages", {"imageDetails": [gone]}, service="ecr")
+    assert registry.pull_newest(fresh(ecr), IMAGE, None) is None
+    assert "cannot be pulled, so the build starts afresh" in caplog.text
+
+
+def test_without_a_previous_push_there_is_no_cache(aws):
+    assert registry.pull_newest(aws, IMAGE, None) is None
+    assert registry.pull_newest(aws, IMAGE, "elsewhere:5000") is None
+    registry.ensure_repository(aws, IMAGE)
+    assert registry.pull_newest(aws, IMAGE, None) is None
+
+
 def test_an_error_event_of_the_engine_is_a_failure():
     with pytest.raises(JobFailed, match="push x failed: denied"):
         registry.watch_push(iter([{"error": "denied\n"}]), "push x", Silent())
@@ -176,12 +211,17 @@ def test_a_manifest_of_another_kind_is_refused(monkeypatch):
         registry.inspect_manifest(registry.Login("", "", ""), "r/x", "1")
 
 
+def fresh(aws):
+    """The same session with new clients: handlers registered since are only on those."""
+    return Aws(aws.region, aws.session)
+
+
 def push(aws, progress=None):
-    return registry.push(aws, IMAGE, progress or Silent(), retry_seconds=0)
+    return registry.push(aws, IMAGE, None, progress or Silent(), retry_seconds=0)
 
 
 def registry_push(aws, image):
-    return registry.push(aws, image, Silent())
+    return registry.push(aws, image, None, Silent())
 
 
 def inspect(aws, host, tag):

@@ -1,5 +1,6 @@
 """What the checks share: the materials to test with, one server in the platform's conditions, a few training jobs."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -66,6 +67,8 @@ class Patience:
     """Added where starting a container counts against a limit."""
     broken_model: float = 60
     """For a server with a broken model to end; one that does not must never be healthy in that time."""
+    late_model: float = 30
+    """For a model to be ready after the first healthy `/ping`, which said so too early."""
 
 
 @dataclass(frozen=True)
@@ -288,9 +291,7 @@ class Bench:
         code = wait_for_end(running, self.patience.training)
         return self.end_training(running, opt_ml, code)
 
-    def start_training(
-        self, hyperparameters: Mapping[str, str], *arrangements: Arrangement, checkpoints: bool = False
-    ) -> tuple[Running, OptMl]:
+    def start_training(self, hyperparameters: Mapping[str, str], *arrangements: Arrangement) -> tuple[Running, OptMl]:
         """Start `train` on a tree as the service lays it out, changed by the arrangements in their order.
 
         Raises:
@@ -300,8 +301,11 @@ class Bench:
         request = {
             "HyperParameters": dict(hyperparameters),
             "InputDataConfig": [{"ChannelName": name} for name in self.materials.channels],
-        } | ({"CheckpointConfig": {}} if checkpoints else {})
+            "CheckpointConfig": {},
+        }
         write_training_input(opt_ml, request, contract.FIRST_HOST, [contract.FIRST_HOST])
+        for written in (opt_ml.model, opt_ml.output, opt_ml.output_data, opt_ml.checkpoints):
+            written.chmod(0o777)  # whom they belong to on the service is not known: another user is not judged by it
         layout = TrainingLayout(
             opt_ml,
             {
@@ -343,14 +347,23 @@ class Bench:
         wait_until(shows_progress, self.patience.underway)
         return running.exit_code is None
 
+    def start_long_training(self) -> tuple[Running, OptMl]:
+        """Start a job that lasts long enough for its end to tell something.
+
+        Raises:
+            NotJudged: how to make one is not known.
+        """
+        if not self.materials.long_hyperparameters:
+            raise NotJudged("no job that lasts minutes, to be stopped: give --long-hyperparameter NAME=VALUE")
+        return self.start_training({**self.materials.hyperparameters, **self.materials.long_hyperparameters})
+
     def long_training(self) -> tuple[Running, OptMl]:
         """A job in its loop.
 
         Raises:
-            NotJudged: it ended before it could be stopped.
+            NotJudged: there is none, or it ended before it could be stopped.
         """
-        hyperparameters = {**self.materials.hyperparameters, **self.materials.long_hyperparameters}
-        running, opt_ml = self.start_training(hyperparameters, checkpoints=True)
+        running, opt_ml = self.start_long_training()
         if self.is_underway(running):
             return running, opt_ml
         run = self.end_training(running, opt_ml, running.exit_code)
@@ -375,10 +388,9 @@ class Bench:
         """Remove every container and every file."""
         for running in self._started:
             running.remove()
-        try:
+        with contextlib.suppress(NotJudged):  # then what root wrote stays in the temporary directory
             self.target.reclaim(self._directory)
-        finally:
-            shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def first_server(bench: Bench) -> Server:
@@ -415,10 +427,10 @@ def wait_until_healthy(server: Server, seconds: float) -> Server:
         CheckFailed: it ended, or never became healthy.
     """
     verdict = "the endpoint fails with 'did not pass the ping health check'"
-    wait_until(lambda: server.running.exit_code is not None or is_healthy(server), seconds)
+    settled = wait_until(lambda: server.running.exit_code is not None or is_healthy(server), seconds)
     if server.running.exit_code is not None:
         raise CheckFailed(f"serve ended with exit code {server.running.exit_code}: {server.log_tail!r}; {verdict}")
-    if not is_healthy(server):
+    if not settled:
         raise CheckFailed(
             f"/ping was never 200 in {seconds:.0f} s ({_listens(server)}): {server.log_tail!r}; {verdict}"
         )

@@ -18,8 +18,13 @@ from launcher.check.target import CannotStart, ImageFacts, Launch, NotJudged, Pr
 LABEL = "slipway.check"
 HARDENED = ("--user=10001:10001", "--read-only", "--tmpfs=/tmp", "--ipc=none", "--cap-drop=ALL")
 # What the checks of an image look for in its file system; evaluated by the image's own find.
-FIND = rf"""find / -xdev \( -path '{BASE_DIR}/*' ! -type d -o -name 'libcuda.so*' -o -name 'nvidia*.ko*'
- -o -path '/var/lib/dpkg/info/nvidia-*.list' \) -print 2>/dev/null"""
+PATTERNS = (
+    f"-path '{BASE_DIR}/*' ! -type d",
+    "-name 'libcuda.so*'",
+    "-name 'nvidia*.ko*'",
+    "-path '/var/lib/dpkg/info/nvidia-*.list'",
+)
+FIND = rf"find / -xdev \( {' -o '.join(PATTERNS)} \) -print"
 
 
 class DockerError(Exception):
@@ -68,19 +73,19 @@ class DockerTarget:
 
     def __init__(self, image: str) -> None:
         self.name = image
-        self._label = f"{LABEL}={uuid.uuid4().hex}"
+        self.label = f"{LABEL}={uuid.uuid4().hex}"
 
     def start(self, launch: Launch) -> "DockerRunning":
-        container = docker(*create_argv(self.name, launch, self._label)).strip().splitlines()[-1]
+        try:
+            container = docker(*create_argv(self.name, launch, self.label)).strip().splitlines()[-1]
+        except DockerError as error:
+            raise _cannot_start(launch, error) from error
         running = DockerRunning(container, launch.beside)
         try:
             docker("start", container)
         except DockerError as error:
             running.remove()
-            raise CannotStart(
-                f"the container cannot be started with {list(launch.arguments)}: {_last_line(str(error))}; "
-                "SageMaker fails the job or endpoint with 'CannotStartContainerError'"
-            ) from error
+            raise _cannot_start(launch, error) from error
         return running
 
     def image(self) -> ImageFacts:
@@ -103,14 +108,15 @@ class DockerTarget:
 
     def _files(self) -> tuple[str, ...]:
         """With the image's own `find`; where it has none, from an export of its file system, which takes longer."""
-        argv = ("run", "--rm", "--label", self._label, "--network=none", "--user=0", "--entrypoint=/bin/sh", self.name)
+        argv = ("run", "--rm", "--label", self.label, "--network=none", "--user=0", "--entrypoint=/bin/sh", self.name)
         try:
-            return tuple(docker(*argv, "-c", f"command -v find >/dev/null || exit 3; {FIND}; true").split("\n")[:-1])
+            return tuple(docker(*argv, "-c", FIND).split("\n")[:-1])
         except DockerError:
-            return self._exported_files()
+            return self.exported_files()
 
-    def _exported_files(self) -> tuple[str, ...]:
-        container = docker("create", "--label", self._label, self.name, "true").strip()
+    def exported_files(self) -> tuple[str, ...]:
+        """The same, without any program of the image."""
+        container = docker("create", "--label", self.label, self.name, "true").strip()
         try:
             listing = subprocess.run(
                 f"docker export {container} | tar -t", shell=True, capture_output=True, check=True, timeout=600
@@ -125,7 +131,7 @@ class DockerTarget:
         if os.getuid() == 0:
             return
         owner = f"{os.getuid()}:{os.getgid()}"
-        argv = ("run", "--rm", "--label", self._label, "--network=none", "--user=0", f"--volume={directory}:/reclaim")
+        argv = ("run", "--rm", "--label", self.label, "--network=none", "--user=0", f"--volume={directory}:/reclaim")
         try:
             docker(*argv, "--entrypoint=chown", self.name, "-R", owner, "/reclaim")
         except DockerError as error:
@@ -133,7 +139,7 @@ class DockerTarget:
 
     def remove_all(self) -> None:
         """Remove every container that this target started and that is still there."""
-        if left := docker("ps", "--all", "--quiet", "--filter", f"label={self._label}").split():
+        if left := docker("ps", "--all", "--quiet", "--filter", f"label={self.label}").split():
             docker("rm", "--force", "--volumes", *left)
 
 
@@ -227,6 +233,13 @@ class DockerRunning:
 
     def _inspect(self) -> dict:
         return json.loads(docker("inspect", self.container))[0]
+
+
+def _cannot_start(launch: Launch, error: DockerError) -> CannotStart:
+    return CannotStart(
+        f"the container cannot be started with {list(launch.arguments)}: {_last_line(str(error))}; SageMaker fails the "
+        "job or endpoint with 'CannotStartContainerError'"
+    )
 
 
 def _id_of(running: Running) -> str:

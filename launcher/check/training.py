@@ -350,7 +350,7 @@ def stop_is_clean(bench: Bench) -> None:
 
 def early_stop_is_quick(bench: Bench) -> None:
     """C54: SIGTERM at the start: ended in 10 s."""
-    running, opt_ml = bench.start_training({**bench.materials.hyperparameters, **bench.materials.long_hyperparameters})
+    running, opt_ml = bench.start_long_training()
     wait_until(lambda: running.processes() or running.exit_code is not None, 10)
     if wait_for_end(running, 1) is not None:
         raise NotJudged("training ended within a second")

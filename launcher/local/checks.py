@@ -11,6 +11,7 @@ from launcher.local.errors import ValidationException
 from launcher.local.inputs import source_objects
 from launcher.local.platform import Platform
 from launcher.local.serving import container_definitions
+from launcher.local.store import MODEL
 
 
 def check_training_job(platform: Platform, request: Mapping[str, Any]) -> None:
@@ -166,18 +167,55 @@ def _check_model_data(platform: Platform, uri: str) -> None:
         raise ValidationException(f"Could not find model data at {uri}.")
 
 
-def check_endpoint_config(request: Mapping[str, Any]) -> None:
-    """Refuse an endpoint configuration whose variants cannot be told apart or have no model.
+def check_endpoint_config(platform: Platform, request: Mapping[str, Any]) -> None:
+    """Refuse an endpoint configuration that cannot be deployed.
 
     Raises:
         ValidationException: what is wrong, which value, and what to do.
     """
-    names = [variant["VariantName"] for variant in request["ProductionVariants"]]
+    variants = [*request["ProductionVariants"], *request.get("ShadowProductionVariants", [])]
+    names = [variant["VariantName"] for variant in variants]
     if len(set(names)) != len(names):
         raise ValidationException(f"Production variant names must be unique: {', '.join(names)}")
-    for variant in request["ProductionVariants"]:
+    for variant in variants:
         if "ModelName" not in variant:
             raise ValidationException(
                 f"Production variant {variant['VariantName']}: the local SageMaker needs ModelName; "
                 "it has no inference components"
             )
+        if "ServerlessConfig" in variant:
+            _check_serverless(platform, request, variant)
+        elif "InstanceType" not in variant:
+            raise ValidationException(f"Production variant {variant['VariantName']} needs InstanceType")
+    for uri in _output_uris(request):
+        _check_bucket(platform, uri)
+
+
+def _output_uris(request: Mapping[str, Any]) -> Iterator[str]:
+    output = request.get("AsyncInferenceConfig", {}).get("OutputConfig", {})
+    capture = request.get("DataCaptureConfig", {})
+    uris = (output.get("S3OutputPath"), output.get("S3FailurePath"), capture.get("DestinationS3Uri"))
+    return (uri for uri in uris if uri)
+
+
+def _check_serverless(platform: Platform, request: Mapping[str, Any], variant: Mapping[str, Any]) -> None:
+    """What serverless inference lacks ("Deploy models with Amazon SageMaker Serverless Inference")."""
+    model = platform.store.find(MODEL, variant["ModelName"]) or {}
+    definitions = container_definitions(model)
+    memory = variant["ServerlessConfig"]["MemorySizeInMB"]
+    lacking = {
+        "an InstanceType": "InstanceType" in variant,
+        "several variants": len(request["ProductionVariants"]) > 1,
+        "shadow variants": "ShadowProductionVariants" in request,
+        "data capture": "DataCaptureConfig" in request,
+        "asynchronous inference": "AsyncInferenceConfig" in request,
+        "network isolation": model.get("EnableNetworkIsolation", False),
+        "a VPC": "VpcConfig" in model,
+        "several containers": len(definitions) > 1,
+        "multi-model mode": any(item.get("Mode") == "MultiModel" for item in definitions),
+        "ModelDataSource": any("ModelDataSource" in item for item in definitions),
+        f"{memory} MB of memory (1024 to 6144 in steps of 1024)": memory % 1024 != 0,
+    }
+    for what, is_asked in lacking.items():
+        if is_asked:
+            raise ValidationException(f"Serverless variant {variant['VariantName']} cannot have {what}.")

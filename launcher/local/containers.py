@@ -45,6 +45,7 @@ class ContainerSpec:
     port: int = 0  # where a server must listen; 0: none
     isolated: bool = False
     read_only: tuple[Path, ...] = ()  # directories below opt_ml that the container must not write
+    memory_mb: int = 0  # a limit; 0: none. Processes have none, as torch reserves far more than it uses
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -87,6 +88,9 @@ class Runtime(Protocol):
         Raises:
             ContainerStartError: it cannot be started.
         """
+
+    def seen_path(self, opt_ml: OptMl, path: Path) -> Path:
+        """How a container whose tree is `opt_ml` calls a path below it."""
 
     def remove_network(self, network: str) -> None:
         """Remove what `start` created for a network."""
@@ -131,6 +135,10 @@ class ProcessRuntime:
         except OSError as error:
             raise ContainerStartError(f"{process_argv(spec)[0]}: {error.strerror}") from error
         return ProcessContainer(spec, process, write_line)
+
+    def seen_path(self, opt_ml: OptMl, path: Path) -> Path:
+        """A process has no file system of its own."""
+        return path
 
     def remove_network(self, network: str) -> None:
         """Processes share the machine's network: nothing to remove."""

@@ -15,7 +15,7 @@ import docker.models.containers
 import docker.types
 import requests
 
-from container.contract import BASE_DIR, BIND_TO_PORT, DEFAULT_PORT
+from container.contract import BASE_DIR, BIND_TO_PORT, DEFAULT_PORT, OptMl
 from launcher.local.containers import LAST_LINES, ContainerSpec, ContainerStartError
 from launcher.local.logs import LineSplitter
 
@@ -48,6 +48,8 @@ class DockerRuntime:
         }
         if spec.argument == "serve":
             options["ports"] = {f"{port}/tcp": ("127.0.0.1", None)}
+        if spec.memory_mb:
+            options["mem_limit"] = f"{spec.memory_mb}m"
         if spec.entrypoint:
             options["entrypoint"] = list(spec.entrypoint)
         if self._has_gpus:
@@ -77,6 +79,10 @@ class DockerRuntime:
         with self._lock:
             if not self._client.networks.list(names=[f"^{spec.network}$"]):
                 self._client.networks.create(spec.network, internal=spec.isolated, labels=self._labels)
+
+    def seen_path(self, opt_ml: OptMl, path: Path) -> Path:
+        """`/opt/ml/...`: that is where the tree is mounted."""
+        return BASE_DIR / path.relative_to(opt_ml.base)
 
     def remove_network(self, network: str) -> None:
         for found in self._client.networks.list(names=[f"^{network}$"]):

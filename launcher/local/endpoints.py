@@ -1,121 +1,94 @@
-"""Endpoints: variants started, watched, replaced, updated and called."""
+"""Endpoints: deployed, updated, called, and brought back by the next server."""
 
 import logging
 import random
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from uuid import uuid4
 
-from container import contract
-from launcher.local.containers import ContainerStartError
-from launcher.local.errors import JobFailed, ServiceError, ValidationException
-from launcher.local.logs import ENDPOINT_GROUP
+from launcher.local.async_inference import AsyncQueue
+from launcher.local.data_capture import DataCapture
+from launcher.local.errors import JobFailed, RuntimeValidationError, ServiceError, ServiceUnavailable
 from launcher.local.platform import Platform
-from launcher.local.serving import ModelServer, ServingPlan
-from launcher.local.store import ENDPOINT, ENDPOINT_CONFIG, MODEL, Document
+from launcher.local.served_container import Reply, StreamedReply
+from launcher.local.serving import Invocation
+from launcher.local.store import ENDPOINT, ENDPOINT_CONFIG, Document
+from launcher.local.variant import Variant, start_variants, variant_summary
 
 logger = logging.getLogger(__name__)
 WATCH_SECONDS = 2.0
-FAILED_PINGS = 3  # in a row until an instance is replaced; the service's number is not documented
-REPLACE_SECONDS = 5.0  # between two tries to replace an instance
+SHADOW_THREADS = 4
 
 
-class ServiceUnavailable(ServiceError):
-    """No instance can take the request now."""
+class Deployment:
+    """What runs for one configuration of an endpoint: its variants, its queue, its capture."""
 
-    status = 503
-    code = "ServiceUnavailable"
+    def __init__(self, platform: Platform, endpoint_name: str, config: Document) -> None:
+        self.config = config
+        self.variants = [Variant(platform, endpoint_name, item) for item in config.get("ProductionVariants", [])]
+        self.shadows = [Variant(platform, endpoint_name, item) for item in config.get("ShadowProductionVariants", [])]
+        self._shadow_calls = ThreadPoolExecutor(SHADOW_THREADS, thread_name_prefix="shadow")
+        capture = config.get("DataCaptureConfig", {})
+        captures = capture.get("EnableCapture", bool(capture))
+        self._capture = DataCapture(platform.buckets, endpoint_name, capture) if captures else None
+        self.queue: AsyncQueue | None = None
+        if "AsyncInferenceConfig" in config:
+            invoke_next = lambda invocation: self.invoke(invocation, None)[0]  # noqa: E731
+            self.queue = AsyncQueue(platform.buckets, config["AsyncInferenceConfig"], invoke_next)
 
+    def all(self) -> Iterator[Variant]:
+        yield from self.variants
+        yield from self.shadows
 
-class Variant:
-    """One production variant: its model on one instance, whatever its InitialInstanceCount."""
-
-    def __init__(self, platform: Platform, endpoint_name: str, definition: Document) -> None:
-        self.name: str = definition["VariantName"]
-        self.definition = definition
-        self.weight = float(definition.get("InitialVariantWeight", 1.0))
-        self._platform = platform
-        self._endpoint_name = endpoint_name
-        self.server: ModelServer | None = None
-        self._lock = threading.Lock()  # replacing an instance and stopping the variant exclude each other
-        self._failed_pings = 0
-        self._next_try = 0.0
-
-    @property
-    def startup_seconds(self) -> float:
-        return float(
-            self.definition.get("ContainerStartupHealthCheckTimeoutInSeconds", contract.STARTUP_TIMEOUT_SECONDS)
-        )
-
-    def start(self, is_cancelled: Callable[[], bool]) -> None:
-        """Start the model and wait for its pings.
+    def choose(self, target_variant: str | None) -> Variant:
+        """The variant that takes a request: the target, or one at random by weight.
 
         Raises:
-            JobFailed: with the service's sentence and the container's own last error line.
+            RuntimeValidationError: no such variant.
+            ServiceUnavailable: every instance is being replaced.
         """
-        model = self._platform.store.find(MODEL, self.definition["ModelName"])
-        if model is None:
-            raise JobFailed(f'Could not find model "{self.definition["ModelName"]}".')
-        instance = f"i-{uuid4().hex[:17]}"
-        plan = ServingPlan(
-            name=f"{self._endpoint_name}-{self.name}-{instance}",
-            environment={},
-            stream_name=lambda hostname: self._stream_name(model, instance, hostname),
-        )
-        server = ModelServer(self._platform, model, plan)
+        if target_variant is not None:
+            found = next((variant for variant in self.variants if variant.name == target_variant), None)
+            if found is None:
+                raise RuntimeValidationError(f"Variant {target_variant} not found in this endpoint.")
+            return found
+        ready = [variant for variant in self.variants if variant.server is not None]
+        if not ready:
+            raise ServiceUnavailable("The instance of the endpoint is being replaced; try again.")
+        weights = [variant.weight for variant in ready]
+        return random.choices(ready, weights)[0] if any(weights) else ready[0]
+
+    def invoke(self, invocation: Invocation, target_variant: str | None) -> tuple[Reply, Variant]:
+        """Answer from one variant; copies go to the shadows, what the sampling picks is captured.
+
+        Raises:
+            ServiceError: see `Variant.invoke`.
+        """
+        variant = self.choose(target_variant)
+        for shadow in self.shadows:
+            if random.random() * variant.weight < shadow.weight:
+                self._shadow_calls.submit(self._invoke_shadow, shadow, invocation)
+        reply = variant.invoke(invocation)
+        if self._capture is not None:
+            self._capture.add(variant.name, invocation, reply)
+        return reply, variant
+
+    def _invoke_shadow(self, shadow: Variant, invocation: Invocation) -> None:
         try:
-            server.start()
-            server.wait_until_ready(self.startup_seconds, is_cancelled)
-        except (JobFailed, ContainerStartError) as error:
-            server.stop(0)
-            raise JobFailed(self._start_failure(server, error)) from error
-        self.server = server
-
-    def _stream_name(self, model: Document, instance: str, hostname: str) -> tuple[str, str]:
-        suffix = f"/{hostname}" if "Containers" in model else ""
-        return f"{ENDPOINT_GROUP}/{self._endpoint_name}", f"{self.name}/{instance}{suffix}"
-
-    def _start_failure(self, server: ModelServer, error: Exception) -> str:
-        if isinstance(error, ContainerStartError):
-            return f"Failed to start the container of production variant {self.name}: {error}"
-        if len(server.containers) < len(server.definitions):
-            return str(error)  # the model's data
-        return (
-            f"The primary container for production variant {self.name} did not pass the ping health check. "
-            f"Please check CloudWatch logs for this endpoint. The container: {error}"
-        )
-
-    def watch(self, is_cancelled: Callable[[], bool]) -> None:
-        """Replace the instance when it has died, or pinged badly several times."""
-        with self._lock:
-            if not is_cancelled():
-                self._watch(is_cancelled)
-
-    def _watch(self, is_cancelled: Callable[[], bool]) -> None:
-        if self.server is not None:
-            self._failed_pings = 0 if self.server.is_healthy() else self._failed_pings + 1
-            if self.server.is_alive and self._failed_pings < FAILED_PINGS:
-                return
-            logger.warning("endpoint %s: replacing the instance of variant %s", self._endpoint_name, self.name)
-            broken, self.server = self.server, None
-            broken.stop()
-        if time.time() < self._next_try:
-            return
-        try:
-            self.start(is_cancelled)
-            self._failed_pings = 0
-        except JobFailed as error:
-            self._next_try = time.time() + REPLACE_SECONDS
-            logger.warning("endpoint %s: variant %s did not start: %s", self._endpoint_name, self.name, error)
+            shadow.invoke(invocation)  # nobody sees the answer
+        except ServiceError as error:
+            logger.warning("shadow variant %s: %s", shadow.name, error)
 
     def stop(self) -> None:
-        with self._lock:
-            if self.server is not None:
-                self.server.stop()
-                self.server = None
+        if self.queue is not None:
+            self.queue.stop()
+        self._shadow_calls.shutdown(wait=True)
+        variants = list(self.all())
+        with ThreadPoolExecutor(max(1, len(variants))) as executor:
+            list(executor.map(Variant.stop, variants))
+        if self._capture is not None:
+            self._capture.stop()
 
 
 class Endpoint:
@@ -124,46 +97,30 @@ class Endpoint:
     def __init__(self, platform: Platform, name: str) -> None:
         self._platform = platform
         self.name = name
-        self.variants: list[Variant] = []
-        self._lock = threading.Lock()
+        self._current: Deployment | None = None
         self._deleted = threading.Event()
-        self._deployment = threading.Thread()
+        self._deploying = threading.Thread()
         threading.Thread(target=self._watch, name=f"watch {name}", daemon=True).start()
 
     def deploy(self, config_name: str) -> None:
-        """Start the variants of a configuration in the background, and switch to them once all are healthy."""
-        self._deployment = threading.Thread(
-            target=self._deploy, args=(config_name,), name=f"deploy {self.name}", daemon=True
-        )
-        self._deployment.start()
+        """Start a configuration's variants in the background, and switch to them once all are healthy."""
+        self._deploying = threading.Thread(target=self._deploy, args=(config_name,), daemon=True)
+        self._deploying.start()
 
     def _deploy(self, config_name: str) -> None:
         config = self._platform.store.find(ENDPOINT_CONFIG, config_name) or {}
-        fresh = [Variant(self._platform, self.name, definition) for definition in config.get("ProductionVariants", [])]
+        fresh = Deployment(self._platform, self.name, config)
         try:
-            start_variants(fresh, self._deleted.is_set)
+            start_variants(list(fresh.all()), self._deleted.is_set)
         except JobFailed as error:
-            for variant in fresh:
-                variant.stop()
-            self._deployment_failed(str(error))
+            fresh.stop()
+            # a first deployment fails the endpoint; a later one leaves what is in service there
+            self._update(EndpointStatus="InService" if self._current else "Failed", FailureReason=str(error))
             return
-        with self._lock:
-            old, self.variants = self.variants, fresh
-        self._update(
-            EndpointStatus="InService",
-            EndpointConfigName=config_name,
-            ProductionVariants=[variant_summary(variant) for variant in fresh],
-            FailureReason=None,
-        )
-        for variant in old:
-            variant.stop()
-
-    def _deployment_failed(self, reason: str) -> None:
-        """A first deployment fails the endpoint; a later one leaves the old variants in service."""
-        if self.variants:
-            self._update(EndpointStatus="InService", FailureReason=reason)
-        else:
-            self._update(EndpointStatus="Failed", FailureReason=reason)
+        old, self._current = self._current, fresh
+        self._update(**deployed_members(fresh))
+        if old is not None:
+            old.stop()
 
     def _update(self, **members: Any) -> None:
         if self._deleted.is_set():
@@ -172,79 +129,84 @@ class Endpoint:
         kept = {name: value for name, value in members.items() if value is not None or name in present}
         self._platform.store.update(ENDPOINT, self.name, **kept)
 
-    def choose(self, target_variant: str | None) -> Variant:
-        """The variant that takes a request: the target, or one at random by weight.
+    def invoke(self, invocation: Invocation, target_variant: str | None) -> tuple[Reply, Variant]:
+        """Answer a request.
 
         Raises:
-            ValidationException: no such variant.
-            ServiceUnavailable: every instance is being replaced.
+            ServiceError: see `Variant.invoke`; RuntimeValidationError also on an asynchronous endpoint.
         """
-        with self._lock:
-            variants = list(self.variants)
-        if target_variant is not None:
-            found = [variant for variant in variants if variant.name == target_variant]
-            if not found:
-                raise RuntimeValidationError(f"Variant {target_variant} not found in endpoint {self.name}.")
-            variants = found
-        ready = [variant for variant in variants if variant.server is not None]
-        weights = [variant.weight for variant in ready]
-        if not ready:
-            raise ServiceUnavailable("The instance of the endpoint is being replaced; try again.")
-        return ready[0] if len(ready) == 1 or not any(weights) else random.choices(ready, weights)[0]
+        return self._synchronous().invoke(invocation, target_variant)
+
+    def stream(self, invocation: Invocation, target_variant: str | None) -> tuple[StreamedReply, Variant]:
+        """Answer a request bit by bit; errors as `invoke`."""
+        variant = self._synchronous().choose(target_variant)
+        return variant.stream(invocation), variant
+
+    def _synchronous(self) -> Deployment:
+        deployment = self.deployment()
+        if deployment.queue is not None:
+            raise RuntimeValidationError(f"Endpoint {self.name} is asynchronous: use InvokeEndpointAsync.")
+        return deployment
+
+    def deployment(self) -> Deployment:
+        """What is in service.
+
+        Raises:
+            RuntimeValidationError: nothing yet, or no more.
+        """
+        if self._current is None:
+            raise RuntimeValidationError(f"Endpoint {self.name} is not in service.")
+        return self._current
+
+    def set_weights(self, desired: Sequence[Mapping[str, Any]]) -> None:
+        """Move traffic between the variants."""
+        variants = self.deployment().variants
+        for item in desired:
+            for variant in variants:
+                if variant.name == item["VariantName"] and "DesiredWeight" in item:
+                    variant.weight = float(item["DesiredWeight"])
+        self._update(ProductionVariants=[variant_summary(variant) for variant in variants])
 
     def _watch(self) -> None:
         while not self._deleted.wait(WATCH_SECONDS):
-            with self._lock:
-                variants = list(self.variants)
-            for variant in variants:
+            for variant in self._current.all() if self._current else ():
                 variant.watch(self._deleted.is_set)
 
     def stop(self) -> None:
         """End every variant; a deployment under way is cancelled."""
         self._deleted.set()
-        if self._deployment.ident is not None:
-            self._deployment.join()
-        with self._lock:
-            variants, self.variants = self.variants, []
-        for variant in variants:
-            variant.stop()
+        if self._deploying.ident is not None:
+            self._deploying.join()
+        current, self._current = self._current, None
+        if current is not None:
+            current.stop()
 
 
-class RuntimeValidationError(ValidationException):
-    """`ValidationError` of the runtime API."""
-
-    code = "ValidationError"
-
-
-def start_variants(variants: Sequence[Variant], is_cancelled: Callable[[], bool]) -> None:
-    """Start variants together.
-
-    Raises:
-        JobFailed: one of them did not start; the first one's reason.
-    """
-    with ThreadPoolExecutor(max(1, len(variants))) as executor:
-        futures = [executor.submit(variant.start, is_cancelled) for variant in variants]
-    for future in futures:
-        future.result()
-
-
-def variant_summary(variant: Variant) -> Document:
-    """ProductionVariantSummary of a running variant."""
-    definition = variant.definition
-    count = definition.get("InitialInstanceCount", 1)
-    summary: Document = {
-        "VariantName": variant.name,
-        "CurrentWeight": variant.weight,
-        "DesiredWeight": variant.weight,
-        "CurrentInstanceCount": count,
-        "DesiredInstanceCount": count,
+def deployed_members(deployment: Deployment) -> Document:
+    """The members of an endpoint's document that a successful deployment sets; None removes one."""
+    config = deployment.config
+    capture = config.get("DataCaptureConfig")
+    return {
+        "EndpointStatus": "InService",
+        "EndpointConfigName": config["EndpointConfigName"],
+        "ProductionVariants": [variant_summary(variant) for variant in deployment.variants],
+        "ShadowProductionVariants": [variant_summary(variant) for variant in deployment.shadows] or None,
+        "AsyncInferenceConfig": config.get("AsyncInferenceConfig"),
+        "DataCaptureConfig": capture_summary(capture) if capture else None,
+        "FailureReason": None,
     }
-    if variant.server is not None:
-        summary["DeployedImages"] = [
-            {"SpecifiedImage": item["Image"], "ResolvedImage": item["Image"], "ResolutionTime": time.time()}
-            for item in variant.server.definitions
-        ]
-    return summary
+
+
+def capture_summary(config: Mapping[str, Any]) -> Document:
+    """DataCaptureConfigSummary, every member of which the service's model requires."""
+    is_on = config.get("EnableCapture", True)
+    return {
+        "EnableCapture": is_on,
+        "CaptureStatus": "Started" if is_on else "Stopped",
+        "CurrentSamplingPercentage": config["InitialSamplingPercentage"],
+        "DestinationS3Uri": config["DestinationS3Uri"],
+        "KmsKeyId": config.get("KmsKeyId", ""),
+    }
 
 
 class Endpoints:
@@ -281,17 +243,6 @@ class Endpoints:
         if endpoint is not None:
             endpoint.stop()
         self._platform.store.delete(ENDPOINT, name)
-
-    def set_weights(self, name: str, desired: Sequence[Mapping[str, Any]]) -> None:
-        """Move traffic between the variants of an endpoint."""
-        endpoint = self.find(name)
-        variants = endpoint.variants if endpoint else []
-        for item in desired:
-            for variant in variants:
-                if variant.name == item["VariantName"] and "DesiredWeight" in item:
-                    variant.weight = float(item["DesiredWeight"])
-        summaries = [variant_summary(variant) for variant in variants]
-        self._platform.store.update(ENDPOINT, name, ProductionVariants=summaries)
 
     def shut_down(self) -> None:
         """End every container; the endpoints stay in the store and start again with the next server."""

@@ -60,5 +60,39 @@ class InternalFailure(ServiceError):
     code = "InternalFailure"
 
 
+class RuntimeValidationError(ValidationException):
+    """The runtime API's name for a request that breaks a constraint."""
+
+    code = "ValidationError"
+
+
+class ServiceUnavailable(ServiceError):
+    """No instance can take the request now."""
+
+    status = 503
+    code = "ServiceUnavailable"
+
+
+class ModelNotReady(ServiceError):
+    """A multi-model endpoint still loads the target model."""
+
+    status = 429
+    code = "ModelNotReadyException"
+
+
+class Throttled(ServiceError):
+    """More concurrent requests than a serverless variant takes."""
+
+    status = 429
+    code = "ThrottlingException"
+
+
+class ModelError(ServiceError):
+    """The container answered with an error, or not at all."""
+
+    status = 424
+    code = "ModelError"
+
+
 class JobFailed(Exception):
     """A job's end that is not `Completed`; the text becomes `FailureReason`."""

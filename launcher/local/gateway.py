@@ -12,7 +12,7 @@ import threading
 import xml.etree.ElementTree
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs
 from uuid import uuid4
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -20,8 +20,8 @@ from werkzeug.datastructures import EnvironHeaders
 from werkzeug.http import HTTP_STATUS_CODES
 
 from launcher.local.buckets import Buckets
-from launcher.local.errors import InternalFailure, ServiceError, UnknownOperation
-from launcher.local.runtime_api import INVOKE_PATH, RuntimeApi
+from launcher.local.errors import InternalFailure, ServiceError
+from launcher.local.runtime_api import RuntimeApi
 from launcher.local.sagemaker_api import TARGET_PREFIX, SageMakerApi
 
 logger = logging.getLogger(__name__)
@@ -84,21 +84,16 @@ class Gateway:
         return _respond_json(start_response, 200, answer, JSON_TYPE)
 
     def _answer_runtime(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        match = INVOKE_PATH.fullmatch(environ["PATH_INFO"])
         try:
-            if match is None or environ["REQUEST_METHOD"] != "POST":
-                raise UnknownOperation(
-                    f"The local SageMaker runtime has no {environ['REQUEST_METHOD']} {environ['PATH_INFO']}; "
-                    "it has InvokeEndpoint"
-                )
-            reply = self._runtime.invoke(unquote(match[1]), request_headers(environ), read_body(environ))
+            method, path = environ["REQUEST_METHOD"], environ["REQUEST_URI"].partition("?")[0]
+            reply = self._runtime.answer(method, path, request_headers(environ), read_body(environ))
         except ServiceError as error:
             return _respond_error(start_response, error, "application/json")
         except Exception as error:
             logger.exception("%s", environ["PATH_INFO"])
             failure = InternalFailure(f"{type(error).__name__}: {error}; the trace is in the server's log")
             return _respond_error(start_response, failure, "application/json")
-        start_response("200 OK", [*reply.headers, _request_id()])
+        start_response(reply.status, [*reply.headers, _request_id()])
         return reply.body
 
     # --- moto's -----------------------------------------------------------------------------------------------------

@@ -1,17 +1,28 @@
-"""The SageMaker runtime API: InvokeEndpoint, from the caller's headers to the container's and back."""
+"""The SageMaker runtime API: from the caller's headers to the container's and back, in its three forms."""
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from urllib.parse import unquote
+from uuid import uuid4
 
 from container import contract
-from launcher.local.buckets import ACCOUNT
-from launcher.local.endpoints import Endpoints, RuntimeValidationError, Variant
-from launcher.local.errors import ServiceError
-from launcher.local.serving import InvocationBroken, InvocationTimeout, Reply, ServedContainer
+from launcher.local import async_inference, event_stream
+from launcher.local.async_inference import AsyncRequest
+from launcher.local.buckets import ACCOUNT, BucketError, Buckets, parse_s3_uri
+from launcher.local.endpoints import Endpoint, Endpoints
+from launcher.local.errors import RuntimeValidationError, UnknownOperation
+from launcher.local.served_container import InvocationBroken, InvocationTimeout, Reply, StreamedReply
+from launcher.local.serving import Invocation
 
-INVOKE_PATH = re.compile(r"/endpoints/([^/]+)/invocations")
-ORIGINAL_MESSAGE_CHARACTERS = 2048  # ModelError.OriginalMessage
+PATH = re.compile(r"/endpoints/([^/]+)/(invocations|async-invocations|invocations-response-stream)")
+STREAM_SECONDS = 480  # "8 minutes in total"
+INLINE_BYTES = 128_000  # Body of InvokeEndpointAsync
+PREFIX = "X-Amzn-SageMaker-"
+TARGET_CONTAINER_HEADER = PREFIX + "Target-Container-Hostname"
+INVOKED_VARIANT_HEADER = "x-Amzn-Invoked-Production-Variant"
 REQUEST_HEADERS = (  # what reaches the container under the same name ("Custom Inference Code with Hosting Services")
     "Content-Type",
     "Accept",
@@ -23,23 +34,16 @@ REQUEST_HEADERS = (  # what reaches the container under the same name ("Custom I
 )
 RESPONSE_HEADERS = (  # what the caller gets back of the container's answer
     contract.CUSTOM_ATTRIBUTES_HEADER,
-    "X-Amzn-SageMaker-New-Session-Id",
-    "X-Amzn-SageMaker-Closed-Session-Id",
+    PREFIX + "New-Session-Id",
+    PREFIX + "Closed-Session-Id",
 )
-INVOKED_VARIANT_HEADER = "x-Amzn-Invoked-Production-Variant"
-
-
-class ModelError(ServiceError):
-    """The container answered with an error, or not at all."""
-
-    status = 424
-    code = "ModelError"
 
 
 @dataclass(frozen=True)
 class RuntimeReply:
     """What the caller gets."""
 
+    status: str
     headers: list[tuple[str, str]]
     body: Iterable[bytes]
 
@@ -47,72 +51,163 @@ class RuntimeReply:
 class RuntimeApi:
     """Invocations of the running endpoints."""
 
-    def __init__(self, endpoints: Endpoints, region: str) -> None:
+    def __init__(self, endpoints: Endpoints, buckets: Buckets) -> None:
         self._endpoints = endpoints
-        self._region = region
+        self._buckets = buckets
 
-    def invoke(self, endpoint_name: str, headers: Mapping[str, str], body: bytes) -> RuntimeReply:
-        """InvokeEndpoint.
+    def answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> RuntimeReply:
+        """One call of the runtime API.
 
         Args:
-            endpoint_name: of the request's path.
-            headers: of the request, names in any case.
-            body: at most 25 MB.
+            method: of the request.
+            path: of the request, still quoted.
+            headers: of the request, found in any case.
+            body: of the request.
 
         Raises:
-            ServiceError: ValidationError, ModelError or ServiceUnavailable, as the service gives them.
+            ServiceError: what the client shall see.
         """
-        if len(body) > contract.REALTIME_PAYLOAD_BYTES:
-            raise RuntimeValidationError(
-                "1 validation error detected: Value at 'body' failed to satisfy constraint: Member must have length "
-                f"less than or equal to {contract.REALTIME_PAYLOAD_BYTES}"
+        match = PATH.fullmatch(path)
+        if match is None or method != "POST":
+            raise UnknownOperation(
+                f"The local SageMaker runtime has no {method} {path}; it has InvokeEndpoint, InvokeEndpointAsync and "
+                "InvokeEndpointWithResponseStream"
             )
-        endpoint = self._endpoints.find(endpoint_name)
-        if endpoint is None or not endpoint.variants:
-            raise RuntimeValidationError(f"Endpoint {endpoint_name} of account {ACCOUNT} not found.")
-        variant = endpoint.choose(headers.get(contract.TARGET_VARIANT_HEADER))
-        reply = self._call(variant, container_headers(headers), body)
-        return RuntimeReply(caller_headers(reply, variant), [reply.body])
+        endpoint = self._endpoint(unquote(match[1]))
+        if match[2] == "async-invocations":
+            return self._invoke_async(endpoint, headers, body)
+        check_body(body, contract.REALTIME_PAYLOAD_BYTES)
+        if match[2] == "invocations":
+            return self._invoke(endpoint, headers, body)
+        return self._stream(endpoint, headers, body)
 
-    def _call(self, variant: Variant, headers: Mapping[str, str], body: bytes) -> Reply:
-        server = variant.server
-        assert server is not None
-        try:
-            reply, served = server.invoke(body, headers, contract.INVOCATION_TIMEOUT_SECONDS)
-        except InvocationTimeout as error:
-            raise self._model_error(
-                server.containers[0],
-                0,
-                "Your invocation timed out while waiting for a response from container primary.",
-            ) from error
-        except InvocationBroken as error:
-            raise self._model_error(
-                server.containers[0], 500, f"The container broke the connection: {error}"
-            ) from error
-        if reply.status >= 400:
-            raise self._model_error(served, reply.status, reply.body.decode("utf-8", "replace"))
-        return reply
+    def _endpoint(self, name: str) -> Endpoint:
+        endpoint = self._endpoints.find(name)
+        if endpoint is None:
+            raise RuntimeValidationError(f"Endpoint {name} of account {ACCOUNT} not found.")
+        return endpoint
 
-    def _model_error(self, served: ServedContainer, status: int, text: str) -> ModelError:
-        kind = "client" if 400 <= status < 500 else "server"
-        text = text[:ORIGINAL_MESSAGE_CHARACTERS]
-        group = served.stream.group.replace("/", "$252F")
-        console = f"https://{self._region}.console.aws.amazon.com/cloudwatch/home?region={self._region}"
-        return ModelError(
-            f'Received {kind} error ({status}) from {served.hostname} with message "{text}". '
-            f"See {console}#logsV2:log-groups/log-group/{group} in account {ACCOUNT} for more information.",
-            OriginalStatusCode=status,
-            OriginalMessage=text,
-            LogStreamArn=served.stream.arn,
+    def _invoke(self, endpoint: Endpoint, headers: Mapping[str, str], body: bytes) -> RuntimeReply:
+        invocation = Invocation(
+            body,
+            container_headers(headers),
+            contract.INVOCATION_TIMEOUT_SECONDS,
+            headers.get(contract.TARGET_MODEL_HEADER, ""),
+            headers.get(TARGET_CONTAINER_HEADER, ""),
         )
+        reply, variant = endpoint.invoke(invocation, headers.get(contract.TARGET_VARIANT_HEADER))
+        answered = [("Content-Type", reply.content_type), *caller_headers(reply, variant.name)]
+        return RuntimeReply("200 OK", answered, [reply.body])
+
+    def _stream(self, endpoint: Endpoint, headers: Mapping[str, str], body: bytes) -> RuntimeReply:
+        sent = container_headers(headers) | renamed({"Accept": headers.get(PREFIX + "Accept")})
+        hostname = headers.get(TARGET_CONTAINER_HEADER, "")
+        invocation = Invocation(body, sent, contract.INVOCATION_TIMEOUT_SECONDS, "", hostname)
+        reply, variant = endpoint.stream(invocation, headers.get(contract.TARGET_VARIANT_HEADER))
+        answered = [
+            ("Content-Type", event_stream.CONTENT_TYPE),
+            (PREFIX + "Content-Type", reply.headers.get("Content-Type", "application/octet-stream")),
+            *caller_headers(reply, variant.name),
+        ]
+        return RuntimeReply("200 OK", answered, events(reply, time.monotonic() + STREAM_SECONDS))
+
+    def _invoke_async(self, endpoint: Endpoint, headers: Mapping[str, str], body: bytes) -> RuntimeReply:
+        deployment = endpoint.deployment()
+        if deployment.queue is None:
+            raise RuntimeValidationError(f"Endpoint {endpoint.name} is not asynchronous: use InvokeEndpoint.")
+        inference_id = headers.get(contract.INFERENCE_ID_HEADER) or str(uuid4())
+        output = deployment.config["AsyncInferenceConfig"]["OutputConfig"]
+        request = async_request(inference_id, headers, output)
+        if request.input_uri:
+            self._check_input(request.input_uri)
+        deployment.queue.submit(request, None if request.input_uri else checked_inline(body))
+        answered = [("Content-Type", "application/json"), (PREFIX + "OutputLocation", request.output_uri)]
+        if request.failure_uri:
+            answered.append((PREFIX + "FailureLocation", request.failure_uri))
+        return RuntimeReply("202 Accepted", answered, [json.dumps({"InferenceId": inference_id}).encode()])
+
+    def _check_input(self, uri: str) -> None:
+        try:
+            bucket, key = parse_s3_uri(uri)
+            is_there = key in self._buckets.keys(bucket, key)
+        except BucketError:
+            is_there = False
+        if not is_there:
+            raise RuntimeValidationError(f"Invalid input location: {uri} does not exist.")
+
+
+def async_request(inference_id: str, headers: Mapping[str, str], output: Mapping[str, str]) -> AsyncRequest:
+    """What is queued for one InvokeEndpointAsync; `output` is the configuration's OutputConfig."""
+    name = headers.get(PREFIX + "Filename") or inference_id
+    folder = "/".join(
+        part.strip("/") for part in (output["S3OutputPath"], headers.get(PREFIX + "S3OutputPathExtension", "")) if part
+    )
+    failure = output.get("S3FailurePath", "")
+    named = {"Content-Type": headers.get(PREFIX + "Content-Type"), "Accept": headers.get(PREFIX + "Accept")}
+    kept = (contract.CUSTOM_ATTRIBUTES_HEADER, contract.INFERENCE_ID_HEADER)
+    timeout = headers.get(PREFIX + "InvocationTimeoutSeconds", async_inference.DEFAULT_TIMEOUT_SECONDS)
+    time_to_live = headers.get(PREFIX + "RequestTTLSeconds", async_inference.DEFAULT_TTL_SECONDS)
+    return AsyncRequest(
+        inference_id=inference_id,
+        input_uri=headers.get(PREFIX + "InputLocation", ""),
+        headers=renamed({**named, **{name: headers.get(name) for name in kept}}),
+        output_uri=f"{folder}/{name}.out",
+        failure_uri=f"{failure.rstrip('/')}/{name}-error.out" if failure else "",
+        timeout_seconds=float(timeout),
+        expires=time.time() + float(time_to_live),
+    )
+
+
+def checked_inline(body: bytes) -> bytes:
+    """The inline body of an asynchronous request.
+
+    Raises:
+        RuntimeValidationError: there is none, or it is too large.
+    """
+    if not body:
+        raise RuntimeValidationError("InvokeEndpointAsync needs InputLocation or Body.")
+    check_body(body, INLINE_BYTES)
+    return body
+
+
+def check_body(body: bytes, limit: int) -> None:
+    """Refuse a body over a limit.
+
+    Raises:
+        RuntimeValidationError: in the service's words.
+    """
+    if len(body) > limit:
+        raise RuntimeValidationError(
+            "1 validation error detected: Value at 'body' failed to satisfy constraint: "
+            f"Member must have length less than or equal to {limit}"
+        )
+
+
+def events(reply: StreamedReply, deadline: float) -> Iterator[bytes]:
+    """The parts of an answer as event-stream frames; a break in the middle ends them with an exception."""
+    try:
+        for part in reply.parts:
+            if time.monotonic() > deadline:
+                raise InvocationTimeout(f"the answer took longer than {STREAM_SECONDS} s")
+            yield event_stream.payload_part(part)
+    except InvocationTimeout as error:
+        members = {"Message": str(error), "ErrorCode": "ModelInvocationTimeExceeded"}
+        yield event_stream.exception("ModelStreamError", members)
+    except InvocationBroken as error:
+        yield event_stream.exception("ModelStreamError", {"Message": str(error), "ErrorCode": "StreamBroken"})
 
 
 def container_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers that reach the container; the platform strips all others."""
-    return {name: headers[name] for name in REQUEST_HEADERS if headers.get(name)}
+    return renamed({name: headers.get(name) for name in REQUEST_HEADERS})
 
 
-def caller_headers(reply: Reply, variant: Variant) -> list[tuple[str, str]]:
-    """The headers that reach the caller."""
+def renamed(headers: Mapping[str, str | None]) -> dict[str, str]:
+    """Headers that have a value."""
+    return {name: value for name, value in headers.items() if value}
+
+
+def caller_headers(reply: Reply | StreamedReply, variant_name: str) -> list[tuple[str, str]]:
+    """The container's headers that reach the caller, and which variant answered."""
     kept = [(name, reply.headers[name]) for name in RESPONSE_HEADERS if name in reply.headers]
-    return [("Content-Type", reply.content_type), (INVOKED_VARIANT_HEADER, variant.name), *kept]
+    return [(INVOKED_VARIANT_HEADER, variant_name), *kept]

@@ -136,7 +136,7 @@ class SageMakerApi:
         for variant in request["ProductionVariants"] + request.get("ShadowProductionVariants", []):
             if "ModelName" in variant:
                 self._existing(MODEL, variant["ModelName"])
-        check_endpoint_config(request)
+        check_endpoint_config(self._platform, request)
         return self._create(ENDPOINT_CONFIG, request)
 
     def _create_endpoint(self, request: Document) -> Document:
@@ -160,7 +160,9 @@ class SageMakerApi:
         for desired in request["DesiredWeightsAndCapacities"]:
             if desired["VariantName"] not in known:
                 raise ValidationException(f'The variant name "{desired["VariantName"]}" does not exist.')
-        self._endpoints.set_weights(request["EndpointName"], request["DesiredWeightsAndCapacities"])
+        endpoint = self._endpoints.find(request["EndpointName"])
+        if endpoint is not None:
+            endpoint.set_weights(request["DesiredWeightsAndCapacities"])
         return document
 
     def _endpoint_at_rest(self, request: Document) -> Document:

@@ -106,7 +106,7 @@ class LocalSageMaker:
         self._endpoints = Endpoints(self.platform)
         gateway = Gateway(
             SageMakerApi(self.platform, self._queue, self._endpoints),
-            RuntimeApi(self._endpoints, region),
+            RuntimeApi(self._endpoints, self.platform.buckets),
             self.platform.buckets,
             self._admin,
         )

@@ -1,107 +1,36 @@
 """The containers of one model, started, watched and called: what endpoints and transform jobs stand on."""
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import urllib3
-import urllib3.exceptions
-
 from container import contract
 from container.contract import OptMl
 from launcher.local import artifacts
 from launcher.local.buckets import BucketError, Buckets, parse_s3_uri
-from launcher.local.containers import SERVE, Container, ContainerSpec, free_port
-from launcher.local.errors import JobFailed
+from launcher.local.containers import SERVE, ContainerSpec, free_port
+from launcher.local.errors import JobFailed, RuntimeValidationError
 from launcher.local.inputs import download, source_objects
-from launcher.local.logs import LogStream
+from launcher.local.multi_model import MultiModels
 from launcher.local.platform import Platform, stop_all
+from launcher.local.served_container import Reply, ServedContainer, StreamedReply
 from launcher.local.store import Document
 
 PING_INTERVAL_SECONDS = 0.1  # while starting; the service's own interval is not documented
 CONSISTENT_PINGS = 2
-POOL_SIZE = 64
-ERROR_LINE = re.compile(r"error|exception|failed|cannot|traceback", re.IGNORECASE)
-
-
-class InvocationTimeout(Exception):
-    """The container did not answer within the limit."""
-
-
-class InvocationBroken(Exception):
-    """The container closed the connection, or does not listen."""
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What a container answered."""
+class Invocation:
+    """One request for a model."""
 
-    status: int
-    headers: Mapping[str, str]
     body: bytes
-
-    @property
-    def content_type(self) -> str:
-        return self.headers.get("Content-Type", "application/octet-stream")
-
-
-class ServedContainer:
-    """One container of a model and the connections to it."""
-
-    def __init__(self, container: Container, hostname: str, stream: LogStream) -> None:
-        self.container = container
-        self.hostname = hostname
-        self.stream = stream
-        self._pool = urllib3.HTTPConnectionPool(*container.address, maxsize=POOL_SIZE, block=False)
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeout: float = 60,
-    ) -> Reply:
-        """One request over a kept connection.
-
-        Raises:
-            InvocationTimeout: no whole answer within `timeout` seconds.
-            InvocationBroken: no connection, or it broke.
-        """
-        sent = {"User-Agent": "AHC/2.0", "Accept-Encoding": urllib3.util.SKIP_HEADER, **(headers or {})}
-        try:
-            answer = self._pool.urlopen(
-                method,
-                path,
-                body=body,
-                headers=sent,
-                retries=False,
-                redirect=False,
-                timeout=timeout,
-                decode_content=False,
-            )
-        except urllib3.exceptions.NewConnectionError as error:
-            raise InvocationBroken(f"nothing listens on port {self.container.address[1]}") from error
-        except urllib3.exceptions.TimeoutError as error:
-            raise InvocationTimeout(f"no answer within {timeout:.3g} s") from error
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise InvocationBroken(f"the connection broke: {error}") from error
-        return Reply(answer.status, answer.headers, answer.data)
-
-    def is_healthy(self) -> bool:
-        """One ping: 200 within its two seconds."""
-        try:
-            return self.request("GET", contract.HEALTH_PATH, timeout=contract.PING_TIMEOUT_SECONDS).status == 200
-        except (InvocationTimeout, InvocationBroken):
-            return False
-
-    def last_error_line(self) -> str:
-        """The line of its log that most likely says why it does not serve."""
-        lines = list(self.container.last_lines)
-        return next((line for line in reversed(lines) if ERROR_LINE.search(line)), lines[-1] if lines else "")
+    headers: Mapping[str, str]  # as the container shall see them
+    timeout_seconds: float
+    target_model: str = ""  # multi-model: the archive's key below the model's prefix
+    target_container: str = ""  # direct multi-container: its ContainerHostname
 
 
 @dataclass(frozen=True)
@@ -111,6 +40,7 @@ class ServingPlan:
     name: str  # unique: names containers, the network, and the directory below jobs/
     environment: Mapping[str, str]  # over the model's own
     stream_name: Callable[[str], tuple[str, str]]  # container host name -> log group and stream
+    memory_mb: int = 0  # of a serverless variant; 0: no limit
 
 
 class ModelServer:
@@ -124,6 +54,7 @@ class ModelServer:
         self._network = f"slipway-{plan.name}"
         self.definitions = container_definitions(model)
         self.containers: list[ServedContainer] = []
+        self._multi_models: dict[str, MultiModels] = {}
 
     def start(self) -> None:
         """Lay out the model's files and start its containers.
@@ -139,7 +70,12 @@ class ModelServer:
             load_model_data(self._platform.buckets, definition, tree.model)
             stream = self._platform.logs.stream(*self._plan.stream_name(hostname))
             spec = self._spec(definition, tree, hostname, ports[index], ports)
-            self.containers.append(ServedContainer(self._platform.runtime.start(spec, stream.write), hostname, stream))
+            served = ServedContainer(self._platform.runtime.start(spec, stream.write), hostname, stream)
+            self.containers.append(served)
+            if definition.get("Mode") == "MultiModel":
+                self._multi_models[hostname] = MultiModels(
+                    self._platform.buckets, self._platform.runtime, served, definition
+                )
 
     def _ports(self) -> list[int]:
         return [contract.DEFAULT_PORT + index for index in range(len(self.definitions))]
@@ -156,6 +92,7 @@ class ModelServer:
             opt_ml=tree,
             environment=self._platform.credentials(isolated)
             | shared
+            | ({contract.MULTI_MODEL: "true"} if definition.get("Mode") == "MultiModel" else {})
             | definition.get("Environment", {})
             | dict(self._plan.environment),
             network=self._network,
@@ -163,6 +100,7 @@ class ModelServer:
             port=port,
             isolated=isolated,
             read_only=(tree.model,),
+            memory_mb=self._plan.memory_mb,
         )
 
     def wait_until_ready(self, timeout_seconds: float, is_cancelled: Callable[[], bool]) -> None:
@@ -191,30 +129,73 @@ class ModelServer:
     def is_healthy(self) -> bool:
         return self.is_alive and all(served.is_healthy() for served in self.containers)
 
-    def invoke(self, body: bytes, headers: Mapping[str, str], timeout: float) -> tuple[Reply, ServedContainer]:
-        """`POST /invocations`, through every container of a serial pipeline; the reply and who gave it.
+    def invoke(self, invocation: Invocation) -> tuple[Reply, ServedContainer]:
+        """The model's answer, through every container of a serial pipeline; and which container gave it.
 
         Raises:
             InvocationTimeout, InvocationBroken: see `ServedContainer.request`.
+            ServiceError: the invocation does not fit the model.
         """
-        deadline = time.time() + timeout
-        sent = dict(headers)
-        for served in self.containers:
-            is_last = served is self.containers[-1]
-            hop = sent if is_last else {name: value for name, value in sent.items() if name != "Accept"}
-            left = max(0.001, deadline - time.time())
-            reply = served.request("POST", contract.INVOCATIONS_PATH, body, hop, left)
+        deadline = time.time() + invocation.timeout_seconds
+        body, headers = invocation.body, dict(invocation.headers)
+        route = self.route(invocation)
+        for served in route:
+            is_last = served is route[-1]
+            hop = headers if is_last else {name: value for name, value in headers.items() if name != "Accept"}
+            reply = self._request(served, invocation.target_model, body, hop, max(0.001, deadline - time.time()))
             if reply.status >= 400 or is_last:
                 return reply, served
             body = reply.body
-            sent["Content-Type"] = reply.content_type
+            headers["Content-Type"] = reply.content_type
         raise AssertionError("a model has at least one container")
+
+    def _request(
+        self, served: ServedContainer, target_model: str, body: bytes, headers: Mapping[str, str], timeout: float
+    ) -> Reply:
+        models = self._multi_models.get(served.hostname)
+        if models is None:
+            return served.request("POST", contract.INVOCATIONS_PATH, body, headers, timeout)
+        return models.invoke(target_model, body, headers, timeout)
+
+    def stream(self, invocation: Invocation) -> tuple[StreamedReply, ServedContainer]:
+        """The answer as it comes; of a pipeline or a multi-model container there is none.
+
+        Raises:
+            InvocationTimeout, InvocationBroken: see `ServedContainer.stream`.
+            ServiceError: the invocation does not fit the model.
+        """
+        route = self.route(invocation)
+        if len(route) > 1 or self._multi_models:
+            raise RuntimeValidationError("Response streaming is for single containers and direct invocation only.")
+        path = contract.INVOCATIONS_PATH
+        return route[0].stream(path, invocation.body, invocation.headers, invocation.timeout_seconds), route[0]
+
+    def route(self, invocation: Invocation) -> list[ServedContainer]:
+        """The containers that an invocation goes through.
+
+        Raises:
+            RuntimeValidationError: a target is missing, unknown, or given where there is none.
+        """
+        is_direct = self._model.get("InferenceExecutionConfig", {}).get("Mode") == "Direct"
+        if bool(invocation.target_container) != is_direct:
+            wanted = "needs" if is_direct else "does not take"
+            raise RuntimeValidationError(f"The endpoint {wanted} a TargetContainerHostname header.")
+        if bool(invocation.target_model) != bool(self._multi_models):
+            wanted = "needs" if self._multi_models else "does not take"
+            raise RuntimeValidationError(f"The endpoint {wanted} a TargetModel header.")
+        if not is_direct:
+            return self.containers
+        found = [served for served in self.containers if served.hostname == invocation.target_container]
+        if not found:
+            names = ", ".join(served.hostname for served in self.containers)
+            raise RuntimeValidationError(f"No container {invocation.target_container}; the endpoint has {names}.")
+        return found
 
     def stop(self, grace_seconds: float = contract.SERVING_STOP_SECONDS) -> None:
         """End every container and remove what they left."""
         stop_all([served.container for served in self.containers], grace_seconds)
         for served in self.containers:
-            served.stream.close()
+            served.log.close()
         self._platform.runtime.remove_network(self._network)
         self._platform.runtime.reclaim(self._directory, self.definitions[0]["Image"])
         artifacts.remove_tree(self._directory)

@@ -19,7 +19,8 @@ from launcher.local.inputs import InputObject, shard, source_objects
 from launcher.local.logs import TRANSFORM_GROUP
 from launcher.local.platform import SHUTDOWN_REASON, JobControl, Platform
 from launcher.local.records import RecordError, assemble, batches, split
-from launcher.local.serving import InvocationBroken, InvocationTimeout, ModelServer, Reply, ServingPlan
+from launcher.local.served_container import InvocationBroken, InvocationTimeout, Reply
+from launcher.local.serving import Invocation, ModelServer, ServingPlan
 from launcher.local.store import MODEL, TRANSFORM_JOB, Document
 
 RETRY_SECONDS = 0.5  # times the attempt
@@ -214,7 +215,7 @@ class TransformJob:
             if self._is_cancelled():
                 break
             try:
-                reply, _ = server.invoke(body, self._headers(), timeout)
+                reply, _ = server.invoke(Invocation(body, self._headers(), timeout))
             except (InvocationBroken, InvocationTimeout) as error:
                 problem = str(error)
             else:

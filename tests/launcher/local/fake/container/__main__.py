@@ -86,6 +86,9 @@ def write_checkpoints(hyperparameters):
                     old.unlink()
 
 
+LOADED = {}  # the models of a multi-model container: text of the weights by name
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -109,33 +112,86 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.answer(404, b"")
 
+    def do_DELETE(self):
+        LOADED.pop(self.path.split("/")[2], None)
+        self.answer(200, b"")
+
+    def do_stream(self, argument):
+        """Three chunks with a pause between; `break` in the argument ends the connection in the middle."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for number in range(3):
+            if argument == "break" and number == 2:
+                self.close_connection = True
+                return
+            data = f"part {number};".encode()
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+            time.sleep(0.2)
+        self.wfile.write(b"0\r\n\r\n")
+
+    def answer_models(self, body):
+        """A multi-model container with room for two models; a model named `bad` does not load, `slow` takes a while."""
+        parts = self.path.split("/")
+        if len(parts) == 2:
+            request = json.loads(body)
+            text = (Path(request["url"]) / "weights.txt").read_text()
+            say(f"load {text}")
+            if text == "bad":
+                return self.answer(500, b"cannot load bad")
+            if len(LOADED) >= 2:
+                return self.answer(507, b"full")
+            LOADED[request["model_name"]] = text
+            return self.answer(200, b"")
+        text = LOADED.get(parts[2])
+        if text is None:
+            return self.answer(404, b"not loaded")
+        if body == b"forget":
+            del LOADED[parts[2]]
+            return self.answer(404, b"not loaded")
+        target = self.headers.get(contract.TARGET_MODEL_HEADER, "")
+        return self.answer(200, f"{text} {target} {sorted(LOADED.values())} {body.decode()}".encode())
+
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path == "/models" or self.path.startswith("/models/"):
+            return self.answer_models(body)
         word, _, argument = body.decode("utf-8", "replace").strip().partition(" ")
-        if word == "status":
-            self.answer(int(argument), f"answered {argument}".encode())
-        elif word == "flaky" and not Path(argument).exists():
-            Path(argument).touch()
-            self.answer(500, b"try again")
-        elif word == "sleep":
-            time.sleep(float(argument))
-            self.answer(200, b"slept")
-        elif word == "exit":
-            os._exit(int(argument))
-        elif word == "sick":
-            Path("sick").touch()
-            self.answer(200, b"")
-        elif word == "see":
-            seen = {
-                "headers": dict(self.headers),
-                "environ": dict(os.environ),
-                "model": model_files(),
-                "path": self.path,
-            }
-            self.answer(200, json.dumps(seen).encode(), {"Content-Type": "application/json"})
-        else:
-            prefix = os.environ.get("PREFIX", "").encode()
-            self.answer(200, prefix + body.upper(), {contract.CUSTOM_ATTRIBUTES_HEADER: "from-container"})
+        action = getattr(self, f"do_{word}", None) if word.isalpha() and len(word) < 10 else None
+        if action is not None:
+            return action(argument)
+        prefix = os.environ.get("PREFIX", "").encode()
+        return self.answer(200, prefix + body.upper(), {contract.CUSTOM_ATTRIBUTES_HEADER: "from-container"})
+
+    # What the first word of a body asks for.
+
+    def do_status(self, argument):
+        self.answer(int(argument), f"answered {argument}".encode())
+
+    def do_flaky(self, path):
+        first = not Path(path).exists()
+        Path(path).touch()
+        self.answer(500 if first else 200, b"try again" if first else b"done")
+
+    def do_sleep(self, seconds):
+        time.sleep(float(seconds))
+        self.answer(200, b"slept")
+
+    def do_exit(self, code):
+        os._exit(int(code))
+
+    def do_sick(self, _):
+        Path("sick").touch()
+        self.answer(200, b"")
+
+    def do_log(self, argument):
+        say(f"log {argument}")
+        self.answer(200, f"LOG {argument.upper()}".encode())
+
+    def do_see(self, _):
+        seen = {"headers": dict(self.headers), "environ": dict(os.environ), "model": model_files()}
+        self.answer(200, json.dumps(seen).encode(), {"Content-Type": "application/json"})
 
 
 def model_files():

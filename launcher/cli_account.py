@@ -145,7 +145,7 @@ def estimate(asked: Asked, kinds: tuple[Any, ...]) -> None:
     config, prices = asked.load(), costs.load_prices(os.environ)
     wanted = [kind for kind in kinds if kind != "transform" or config.transform.input]
     found = [costs.estimate(kind, config, prices) for kind in wanted]
-    asked.show([asdict(item) for item in found], [line for item in found for line in item.lines()])
+    asked.show([asdict(item) for item in found], [*(line for item in found for line in item.lines()), str(prices)])
     for item in found:
         costs.refuse_over_limit(item, config.limits)
 

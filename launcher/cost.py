@@ -5,7 +5,7 @@ A price that is not in the table is said to be unknown and never guessed. Storag
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,9 @@ class Prices:
     source: str
     date: str
     regions: Mapping[str, Mapping[str, Any]]
+
+    def __str__(self) -> str:
+        return f"prices of {self.date}: {self.source}"
 
     def hourly(self, region: str, instance_type: str) -> float | None:
         """US dollars per hour of one instance; None where the table has none."""
@@ -67,6 +70,8 @@ class Estimate:
     usd_maximum: float | None
     """Of a training job that runs into its time limit, or a month of an endpoint scaled out all the time."""
     notes: tuple[str, ...]
+    prices: str = ""
+    """How old the prices are, and where they come from."""
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -113,10 +118,17 @@ def load_prices(environ: Mapping[str, str]) -> Prices:
 def estimate(kind: Literal["train", "transform", "deploy"], config: Config, prices: Prices) -> Estimate:
     """What the configured request will cost at on-demand prices."""
     if kind == "train":
-        return _training(config, prices)
-    if kind == "transform":
-        return _transform(config, prices)
-    return _serverless(config, prices) if config.endpoint.serverless else _endpoint(config, prices)
+        found = _training(config, prices)
+    elif kind == "transform":
+        found = _transform(config, prices)
+    else:
+        found = _serverless(config, prices) if config.endpoint.serverless else _endpoint(config, prices)
+    unknown = dict.fromkeys(item.instance_type for item in found.machines if item.usd_per_hour is None)
+    notes = [
+        f"the price of {name} in {config.region} is not in the table; name a table of your own in {TABLE_VARIABLE}"
+        for name in unknown
+    ]
+    return replace(found, notes=(*found.notes, *notes), prices=str(prices))
 
 
 def _training(config: Config, prices: Prices) -> Estimate:
@@ -139,16 +151,14 @@ def _training(config: Config, prices: Prices) -> Estimate:
     notes = [f"at most {hours:g} h (max_runtime{' and keep_alive' if training.keep_alive else ''})"]
     if training.spot:
         notes.append("spot is billed at a lower price that changes; the maximum is the on-demand price")
-    return Estimate("train", machines, hourly, None, _times(hourly, hours), (*notes, *_notes(config, machines, prices)))
+    return Estimate("train", machines, hourly, None, _times(hourly, hours), tuple(notes))
 
 
 def _transform(config: Config, prices: Prices) -> Estimate:
     transform = config.transform
     machines = (_machines(config, prices, "transform", transform.instance_type, transform.instance_count),)
     notes = ("SageMaker knows no time limit for a batch transform job, so there is no maximum",)
-    return Estimate(
-        "transform", machines, machines[0].usd_per_hour, None, None, (*notes, *_notes(config, machines, prices))
-    )
+    return Estimate("transform", machines, machines[0].usd_per_hour, None, None, tuple(notes))
 
 
 def _endpoint(config: Config, prices: Prices) -> Estimate:
@@ -169,15 +179,11 @@ def _endpoint(config: Config, prices: Prices) -> Estimate:
     notes, most = [], monthly
     if endpoint.scaling:
         notes.append(f"scales between {endpoint.scaling.min} and {endpoint.scaling.max} instances per variant")
-        most = _times(_sum(_scaled_out(item, endpoint.scaling.max) for item in machines), HOURS_PER_MONTH)
+        counts = [(item, max(item.count, endpoint.scaling.max)) for item in machines]
+        scaled_out = _sum(_times(prices.hourly(config.region, item.instance_type), count) for item, count in counts)
+        most = _times(scaled_out, HOURS_PER_MONTH)
     notes.append("an endpoint is billed until it is deleted, used or not: `python -m launcher delete NAME`")
-    return Estimate("deploy", machines, hourly, monthly, most, (*notes, *_notes(config, machines, prices)))
-
-
-def _scaled_out(item: Machines, most: int) -> float | None:
-    if item.usd_per_hour is None or item.count == 0:
-        return None if item.usd_per_hour is None else 0.0
-    return item.usd_per_hour / item.count * max(most, item.count)
+    return Estimate("deploy", machines, hourly, monthly, most, tuple(notes))
 
 
 def _serverless(config: Config, prices: Prices) -> Estimate:
@@ -192,20 +198,11 @@ def _serverless(config: Config, prices: Prices) -> Estimate:
     if serverless.provisioned_concurrency:
         notes.append("provisioned concurrency is billed while idle, too; its price is not in the table")
     idle = None if serverless.provisioned_concurrency else 0.0
-    return Estimate("deploy", (), idle, _times(idle, HOURS_PER_MONTH), None, (*notes, *_notes(config, (), prices)))
+    return Estimate("deploy", (), idle, _times(idle, HOURS_PER_MONTH), None, tuple(notes))
 
 
 def _machines(config: Config, prices: Prices, purpose: str, instance_type: str, count: int) -> Machines:
     return Machines(purpose, instance_type, count, _times(prices.hourly(config.region, instance_type), count))
-
-
-def _notes(config: Config, machines: tuple[Machines, ...], prices: Prices) -> list[str]:
-    unknown = dict.fromkeys(item.instance_type for item in machines if item.usd_per_hour is None)
-    notes = [
-        f"the price of {name} in {config.region} is not in the table; name a table of your own in {TABLE_VARIABLE}"
-        for name in unknown
-    ]
-    return [*notes, f"prices of {prices.date}: {prices.source}"]
 
 
 def priced(kind: Literal["train", "transform", "deploy"], config: Config, environ: Mapping[str, str]) -> Estimate:

@@ -73,6 +73,12 @@ def test_scaling_sets_the_maximum_of_an_endpoint(prices):
     assert "$730.00 if scaled out all month" in found.lines()[0]
 
 
+def test_an_endpoint_scaled_to_zero_may_still_scale_out(prices):
+    endpoint = {"instance_type": "ml.m5.xlarge", "instance_count": 0, "scaling": {"min": 0, "max": 2}}
+    found = estimate("deploy", config_of(endpoint=endpoint), prices)
+    assert (found.usd_per_month, found.usd_maximum) == (0, 365)
+
+
 def test_a_serverless_endpoint_costs_nothing_while_idle(prices):
     found = estimate("deploy", config_of(endpoint={"serverless": {"memory_mb": 2048}}), prices)
     assert found.usd_per_month == 0
@@ -153,8 +159,7 @@ def test_our_own_table_says_where_its_figures_come_from_and_how_old_they_are():
     assert "from memory" in found.source
     assert "check https://aws.amazon.com/sagemaker/ai/pricing/ before you rely on it" in found.source
     assert found.date == "2025-06"
-    lines = estimate("train", Config(), found).lines()
-    assert any("prices of 2025-06" in line and "from memory" in line for line in lines)
+    assert estimate("train", Config(), found).prices == f"prices of 2025-06: {found.source}"
 
 
 def test_our_own_table_grows_with_the_size_of_the_machine():

@@ -233,6 +233,7 @@ DEFAULT_MAX_PAYLOAD_IN_MB = 6
 # --- training ---------------------------------------------------------------------------------------------------------
 
 DEFAULT_MASTER_PORT = 7777  # what AWS's own launchers use
+PEER_PORT = 7778  # where training hosts see that the others are there; the platform leaves all ports open between them
 DEFAULT_NETWORK_INTERFACE = "eth0"
 FAILURE_REASON_LIMIT = 1024  # FailureReason.max; we cut to as many bytes
 EXIT_MESSAGE_LIMIT_BYTES = 1024  # ExitMessage

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class PeersMissing(Exception):
-    """Hosts of the job whose names did not resolve in time."""
+    """Hosts of the job that could not be found in time."""
 
 
 @dataclass(frozen=True)
@@ -72,39 +72,50 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def wait_for_names(
+def be_found(port: int = contract.PEER_PORT) -> socket.socket:
+    """Listen, so that the other hosts see that this one is there: the kernel answers, nothing need be accepted."""
+    return socket.create_server(("", port), backlog=4096)
+
+
+def wait_for_hosts(
     hosts: Sequence[str],
     timeout_seconds: float,
-    resolve: Callable[[str, None], object] = socket.getaddrinfo,
+    reach: Callable[[str], object] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Wait until every host's name resolves; at the start of a job they may not for a while.
+    """Wait until every host's name resolves and its launcher listens; at the start of a job either may take a while.
 
     Raises:
-        PeersMissing: names the hosts that did not within `timeout_seconds`.
+        PeersMissing: names the hosts that did not within `timeout_seconds`, and what was wrong with each.
     """
-    if len(hosts) == 1:
-        return
+    reach = reach or _connect
     deadline = time.monotonic() + timeout_seconds
-    pause, missing = 0.1, list(hosts)
-    while missing := [host for host in missing if not _resolves(host, resolve)]:
+    pause, missing = 0.1, dict.fromkeys(hosts, "")
+    while missing := {host: problem for host in missing if (problem := _problem(host, reach))}:
+        told = ", ".join(f"{host} ({problem})" for host, problem in missing.items())
         if time.monotonic() >= deadline:
             raise PeersMissing(
-                f"{', '.join(missing)} did not resolve within {timeout_seconds:.0f} s: the host did not start, "
-                "or the network (VPC, security group) hides it"
+                f"not there after {timeout_seconds:.0f} s: {told}. The host did not start, or the network (VPC, "
+                "security group) hides it"
             )
         if pause >= 1:
-            logger.info("waiting for the name of %s", ", ".join(missing))
+            logger.info("waiting for %s", told)
         sleep(pause)
         pause = min(pause * 2, 10.0)
 
 
-def _resolves(host: str, resolve: Callable[[str, None], object]) -> bool:
+def _connect(host: str) -> None:
+    socket.create_connection((host, contract.PEER_PORT), timeout=5).close()
+
+
+def _problem(host: str, reach: Callable[[str], object]) -> str:
     try:
-        resolve(host, None)
-    except OSError:
-        return False
-    return True
+        reach(host)
+    except socket.gaierror:
+        return "its name does not resolve"
+    except OSError as error:
+        return f"no connection: {error.strerror or error}"
+    return ""
 
 
 def torchrun_argv(cluster: Cluster, program: Program, arguments: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ import re
 import signal
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -187,11 +187,23 @@ def location_in_stack(stack: str, code_dir: str | None) -> str:
     return "".join(f"{os.path.basename(name)}:{line}" for name, line in own[:1])
 
 
-def write_traces(opt_ml: OptMl, host: str, errors: Sequence[RankError]) -> None:
-    """Full traces of this host's ranks below the output data directory; names carry host and rank, so none collide."""
-    directory = opt_ml.output_data / "errors"
-    for error in errors:
-        directory.mkdir(parents=True, exist_ok=True)
-        when = time.strftime("%F %T", time.gmtime(error.time))
-        text = f"{error.summary}\n{when} UTC, rank {error.rank} on {error.host}\n\n{error.trace}"
-        (directory / f"{host}-rank-{error.rank}.txt").write_text(text, errors="replace")
+def write_traces(opt_ml: OptMl, host: str, errors: Sequence[RankError], stacks: Mapping[int, str]) -> None:
+    """Full traces of this host's ranks below the output data directory; names carry host and rank, so none collide.
+
+    Args:
+        opt_ml: this host's tree.
+        host: its name.
+        errors: what the ranks recorded; another host's cause among them is left to that host.
+        stacks: rank -> where its threads stood when it was ended.
+    """
+    texts = {error.rank: error.trace for error in errors if error.host == host}
+    heads = {error.rank: f"{error.summary}\n{_utc(error.time)}" for error in errors if error.host == host}
+    for rank in sorted(texts.keys() | stacks.keys()):
+        parts = [heads.get(rank, ""), texts.get(rank, ""), stacks.get(rank, "")]
+        path = opt_ml.output_data / "errors" / f"{host}-rank-{rank}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n\n".join(dict.fromkeys(part for part in parts if part)), errors="replace")
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%F %T UTC", time.gmtime(seconds))

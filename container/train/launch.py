@@ -1,5 +1,6 @@
 """One per host: reads the job, starts torchrun over every host and GPU, passes signals on, and tells how it ended."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 from container import contract
 from container.contract import OptMl
 from container.train import failure
-from container.train.cluster import Cluster, decide_cluster, network_interface, torchrun_argv, wait_for_names
+from container.train.cluster import Cluster, be_found, decide_cluster, network_interface, torchrun_argv, wait_for_hosts
 from container.train.environment import TrainingEnvironment, masked, read_environment, sm_variables, user_arguments
 from container.train.program import Program, check_builtin_job, find_program
 from container.train.runtime import Runtime
@@ -65,11 +66,13 @@ def train(opt_ml: OptMl, environ: Mapping[str, str], stop: StopRequest, started:
         check_builtin_job(environment)  # seconds before torch is loaded
     cluster = decide_cluster(environment, environ, program)
     waited = time.time()
-    if contract.MASTER_ADDR not in environ:
-        wait_for_names(cluster.hosts, cluster.peer_timeout_seconds)
-    with tempfile.TemporaryDirectory(prefix="slipway-") as runtime_dir:
+    with tempfile.TemporaryDirectory(prefix="slipway-") as runtime_dir, contextlib.ExitStack() as until_the_end:
+        if len(cluster.hosts) > 1 and contract.MASTER_ADDR not in environ:
+            until_the_end.enter_context(be_found())
+            wait_for_hosts(cluster.hosts, cluster.peer_timeout_seconds)
         runtime = Runtime(Path(runtime_dir))
-        runtime.write("launch.json", {"start": waited - started, "peers": time.time() - waited, "at": time.time()})
+        phases = {"start": waited - started, "peers": time.time() - waited, "at": time.time()}
+        runtime.write("launch.json", phases | {"hosts": cluster.hosts})
         variables = rank_environment(environment, environ, program, cluster, runtime)
         limit = environ.get(contract.MAX_RUNTIME_SECONDS)
         stop.interrupts = False

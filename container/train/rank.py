@@ -4,6 +4,7 @@
 ours for it: its own exception is recorded with time, place and full trace, so that the first one to fail can be told.
 """
 
+import contextlib
 import dataclasses
 import faulthandler
 import io
@@ -38,6 +39,8 @@ def main(argv: list[str]) -> int:
     if runtime.stop_requested:
         return STOPPED
     try:
+        if int(os.environ["GROUP_WORLD_SIZE"]) > 1:
+            _meet_other_hosts(runtime)
         _run_program(kind, name, arguments)
     except SystemExit as error:
         if error.code in (None, 0):
@@ -121,6 +124,28 @@ def _run_program(kind: str, name: str, arguments: list[str]) -> None:
         runpy.run_path(script, run_name="__main__")
 
 
+def _meet_other_hosts(runtime: Runtime) -> None:
+    from container.train import peers  # it loads torch, which a script on one host need not
+
+    rank, local_world_size = int(os.environ["RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    hosts = [host for host in runtime.read("launch.json")["hosts"] for _ in range(local_world_size)]
+    store = peers.connect_rank()
+    if len(hosts) == int(os.environ["WORLD_SIZE"]):  # else hosts differ in GPUs, and who has which rank is torchrun's
+        peers.check(store, rank, hosts)
+    peers.watch(store, runtime, rank)
+
+
+def _tell_other_hosts(runtime: Runtime, record: failure.RankError) -> None:
+    from container.train import peers
+
+    with contextlib.suppress(Exception):  # the first host may be gone; this host's own error stands in any case
+        store = peers.connect_rank()
+        if record.is_secondary:
+            peers.learn_cause(store, runtime)
+        else:
+            peers.publish(store, record)
+
+
 def _host() -> str:
     return os.environ[contract.sm_variable("current_host")]
 
@@ -131,6 +156,8 @@ def _fail(runtime: Runtime, error: BaseException) -> int:
         # argparse, for one, prints what is wrong and exits with 2
         record = dataclasses.replace(record, message=f"{record.message}; last words: {sys.stderr.last_line}")
     failure.record(runtime.directory, record)
+    if int(os.environ["GROUP_WORLD_SIZE"]) > 1:
+        _tell_other_hosts(runtime, record)
     traceback.print_exception(error)
     sys.stderr.flush()
     deadline = threading.Timer(EXIT_SECONDS, os._exit, (record.exit_code,))

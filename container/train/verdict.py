@@ -53,7 +53,7 @@ def conclude(
     if ending.stop_signal is not None and all(_is_stop(error) for error in errors):
         logger.info("stopped; the program did not handle the signal, so whatever it saved before is what there is")
         return 0 if ending.planned else 128 + ending.stop_signal
-    failure.write_traces(environment.opt_ml, environment.current_host, errors)
+    failure.write_traces(environment.opt_ml, environment.current_host, errors, runtime.stacks())
     cause = failure.first_cause(errors)
     assert cause is not None  # collect_errors leaves none out
     if cause.trace and not cause.type:

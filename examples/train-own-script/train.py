@@ -1,8 +1,8 @@
 """Your own training script: plain PyTorch, and a few lines of ours for what a SageMaker job needs.
 
 Runs on any number of hosts and GPUs: it is started once per rank, by torchrun. Hyperparameters come as arguments.
-Told to stop, every rank leaves the loop at the same step and the job ends with a checkpoint and a model; started again on
-the same checkpoints, it goes on where it was.
+Told to stop, every rank leaves the loop at the same step and the job ends with a checkpoint and a model; started again
+on the same checkpoints, it goes on where it was.
 """
 
 import argparse

@@ -12,7 +12,14 @@ import pytest
 
 from container.contract import OptMl
 from container.train import launch
-from container.train.cluster import PeersMissing, decide_cluster, network_interface, torchrun_argv, wait_for_names
+from container.train.cluster import (
+    PeersMissing,
+    be_found,
+    decide_cluster,
+    network_interface,
+    torchrun_argv,
+    wait_for_hosts,
+)
 from container.train.environment import read_environment
 from container.train.program import Program
 from container.train.supervise import STOP_SIGNALS, planned_stop
@@ -90,7 +97,23 @@ def test_c42_c43_c44_c64_the_first_failing_rank_is_told_and_its_victims_are_not(
     assert len(reason.encode()) <= 1024
     trace = (job.opt_ml("algo-2").output_data / "errors" / "algo-2-rank-2.txt").read_text()
     assert 'load("a.csv")' in trace
-    assert job.failure("algo-1")  # the other host fails, too, and not silently
+    assert job.failure("algo-1") == reason  # the cause, not its echo
+    assert "4 ranks on 2 hosts answer" in job.log()
+
+
+def test_c64_a_host_that_waits_for_ever_ends_promptly_with_the_cause_of_the_one_that_was_killed(training_job):
+    script = """
+import os, signal, time
+if os.environ["SM_CURRENT_HOST"] == "algo-2":
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(100)  # as a collective that never ends
+"""
+    job = training_job(hosts=2, script=script)
+    job.start()
+    assert job.wait(40) == {"algo-1": 137, "algo-2": 137}, job.log()
+    assert job.failure("algo-1") == job.failure("algo-2")
+    assert job.failure("algo-1").startswith("killed by signal 9 (SIGKILL) (rank 1 on algo-2)")
 
 
 def test_c45_c46_a_rank_killed_by_a_signal_is_named_and_an_existing_failure_file_stays(training_job):
@@ -156,7 +179,7 @@ def test_c54_sigterm_while_waiting_for_a_missing_host_ends_the_job_at_once(train
     for name in ("SLIPWAY_MASTER_ADDR", "SLIPWAY_MASTER_PORT"):
         del job.environ[name]
     job.start()
-    job.wait_for("waiting for the name of")
+    job.wait_for("no-such-host.invalid (its name does not resolve)")
     job.stop()
     assert job.wait(10) == {"algo-1": 143}
     assert job.failure() == ""
@@ -170,7 +193,7 @@ def test_a_host_whose_name_never_resolves_is_named_in_the_failure(training_job):
     job.environ["SLIPWAY_PEER_TIMEOUT_SECONDS"] = "0.3"
     assert job.run() == {"algo-1": 1}
     assert "no-such-host.invalid" in job.failure()
-    assert "did not resolve within" in job.failure()
+    assert "its name does not resolve" in job.failure()
 
 
 def test_a_shell_script_runs_once_per_host_and_its_children_get_the_signal(training_job):
@@ -220,24 +243,34 @@ def test_c29_a_host_outside_the_training_group_has_nothing_to_do_in_the_built_in
 def test_c61_names_that_resolve_only_after_a_minute_are_waited_for():
     clock = [0.0]
 
-    def resolve(host, port):
+    def reach(host):
         if host == "algo-2" and clock[0] < 60:
             raise socket.gaierror("not yet")
 
     def sleep(seconds):
         clock[0] += seconds
 
-    wait_for_names(["algo-1", "algo-2"], 900, resolve, sleep)
+    wait_for_hosts(["algo-1", "algo-2"], 900, reach, sleep)
     assert 60 <= clock[0] < 75
 
 
-def test_only_the_hosts_that_are_missing_are_named():
-    def resolve(host, port):
-        if host != "algo-1":
+def test_only_the_hosts_that_are_missing_are_named_with_what_is_wrong():
+    def reach(host):
+        if host == "algo-2":
             raise socket.gaierror("unknown")
+        if host == "algo-3":
+            raise ConnectionRefusedError(111, "Connection refused")
 
-    with pytest.raises(PeersMissing, match=r"^algo-2, algo-3 did not resolve within 0 s"):
-        wait_for_names(["algo-1", "algo-2", "algo-3"], 0, resolve, time.sleep)
+    text = r"algo-2 \(its name does not resolve\), algo-3 \(no connection: Connection refused\)\. The host"
+    with pytest.raises(PeersMissing, match=f"^not there after 0 s: {text}"):
+        wait_for_hosts(["algo-1", "algo-2", "algo-3"], 0, reach)
+
+
+def test_a_host_that_listens_is_found_though_nothing_accepts(monkeypatch):
+    monkeypatch.setattr("container.contract.PEER_PORT", 0)
+    with be_found(0) as listener:
+        monkeypatch.setattr("container.contract.PEER_PORT", listener.getsockname()[1])
+        wait_for_hosts(["127.0.0.1", "localhost"], 0)
 
 
 def test_the_second_host_joins_the_first_of_the_sorted_hosts(write_opt_ml):
@@ -337,7 +370,7 @@ if os.environ["RANK"] == "1":
 waits_for_the_other()
 """
     job = training_job(gpus=2, script=script)
-    assert job.run() == {"algo-1": 1}
+    assert job.run() == {"algo-1": 1}, job.log()
     assert job.failure().startswith("RuntimeError: lost (train.py:7, rank 1 on algo-1)")
     stacks = (job.opt_ml().output_data / "errors" / "algo-1-rank-0.txt").read_text()
     assert "in waits_for_the_other" in stacks

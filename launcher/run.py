@@ -98,24 +98,11 @@ class LogFollower:
 
     def read(self) -> list[LogLine]:
         """Lines since the last call, oldest first."""
-        lines = sorted(line for stream in self._streams() for line in self._new_lines(stream))
+        lines = sorted(
+            line for stream in stream_names(self.aws, self.group, self.prefix) for line in self._new_lines(stream)
+        )
         self.tail = [*self.tail, *lines][-LOG_TAIL_LINES:]
         return lines
-
-    def _streams(self) -> list[str]:
-        prefix: dict[str, str] = {"logStreamNamePrefix": self.prefix} if self.prefix else {}
-        try:
-            pages = (
-                self.aws.client("logs")
-                .get_paginator("describe_log_streams")
-                .paginate(logGroupName=self.group, **prefix)
-            )
-            return [stream["logStreamName"] for page in pages for stream in page["logStreams"]]
-        except ClientError as error:
-            if error.response["Error"]["Code"] == "ResourceNotFoundException":
-                return []  # nothing has been written yet
-            with refusals("DescribeLogStreams"):
-                raise
 
     def _new_lines(self, stream: str) -> Iterator[LogLine]:
         while True:
@@ -134,6 +121,19 @@ class LogFollower:
             before, self._tokens[stream] = self._tokens.get(stream), reply["nextForwardToken"]
             if not reply["events"] or before == reply["nextForwardToken"]:
                 return
+
+
+def stream_names(aws: Aws, group: str, prefix: str) -> list[str]:
+    """Log streams of a group; none where nothing has been written yet."""
+    wanted: dict[str, str] = {"logStreamNamePrefix": prefix} if prefix else {}
+    try:
+        pages = aws.client("logs").get_paginator("describe_log_streams").paginate(logGroupName=group, **wanted)
+        return [stream["logStreamName"] for page in pages for stream in page["logStreams"]]
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "ResourceNotFoundException":
+            return []
+        with refusals("DescribeLogStreams"):
+            raise
 
 
 def follow(

@@ -1,5 +1,6 @@
 """Verbs about jobs: train, transform, and what one does with a job afterwards."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from launcher.commands.options import (
     show_calls,
     show_table,
 )
+from launcher.console import table
 from launcher.errors import ConfigError
 
 
@@ -33,11 +35,15 @@ def train(options: Options) -> None:
     name = project.start_training()
     if options.no_wait:
         return show(options, {"name": name}, [f"next: {command('logs -f', name, options)}"])
-    description = run.follow(project.aws, run.TRAINING, name)
+    return show_trained(options, run.follow(project.aws, run.TRAINING, name))
+
+
+def show_trained(options: Options, description: dict[str, Any]) -> None:
+    """Print what matters of a finished training job."""
     result = training_result(description)
-    lines = [f"-> trained {name}" + seconds_text(result), f"-> model {result['model']}"]
+    lines = [f"-> trained {result['name']}" + seconds_text(result), f"-> model {result['model']}"]
     lines += [f"   {metric} {value:.4g}" for metric, value in result["metrics"].items()]
-    return show(options, result, [*lines, f"next: {command('deploy', name, options)}"])
+    show(options, result, [*lines, f"next: {command('deploy', result['name'], options)}"])
 
 
 @click.command()
@@ -104,6 +110,62 @@ def logs(options: Options, name: str, follow: bool) -> None:
 
 
 @click.command()
+@click.argument("name")
+@common_options
+def attach(options: Options, name: str) -> None:
+    """Follow the job NAME again until it ends, as the verb that started it does."""
+    settings = load_settings(options)
+    from launcher import run
+
+    if options.dry_run:
+        return show_call(options, "DescribeTrainingJob", {"TrainingJobName": name})
+    aws = open_project(settings, options).aws
+    kind = run.find_kind(aws, name)
+    description = run.follow(aws, kind, name)
+    if kind is run.TRAINING:
+        return show_trained(options, description)
+    return show(options, {"name": name, "status": description[kind.status_member]}, [f"-> {kind.title} {name} is done"])
+
+
+@click.command("show")
+@click.argument("name")
+@common_options
+def show_job(options: Options, name: str) -> None:
+    """Print what a job or endpoint is: its whole description with --json."""
+    settings = load_settings(options)
+    from launcher import run
+
+    if options.dry_run:
+        return show_call(options, "DescribeTrainingJob", {"TrainingJobName": name})
+    aws = open_project(settings, options).aws
+    kind = run.find_kind(aws, name)
+    description = kind.describe(aws, name)
+    description.pop("ResponseMetadata", None)
+    rows = [[key, text] for key, text in description_rows(description)]
+    failed = description[kind.status_member] in kind.bad
+    lines = [table(rows, ["MEMBER", "VALUE"])] + ([f"next: {command('explain', name, options)}"] if failed else [])
+    return show(options, description, lines)
+
+
+@click.command()
+@click.argument("name")
+@common_options
+def explain(options: Options, name: str) -> None:
+    """Say why the job or endpoint NAME failed, with the lines that show it and what to do."""
+    settings = load_settings(options)
+    if options.dry_run:
+        return show_call(options, "DescribeTrainingJob", {"TrainingJobName": name})
+    from launcher import run
+    from launcher.explain import explain as explain_failure
+    from launcher.explain import last_lines
+
+    aws = open_project(settings, options).aws
+    kind = run.find_kind(aws, name)
+    found = explain_failure(kind, kind.describe(aws, name), last_lines(aws, kind, name))
+    return show(options, asdict(found), found.lines())
+
+
+@click.command()
 @common_options
 def jobs(options: Options) -> None:
     """List training and transform jobs, the newest first."""
@@ -158,3 +220,23 @@ def seconds_text(result: dict[str, Any]) -> str:
         return ""
     saved = f", spot saved {100 - 100 * billable // training}%" if billable and training and billable < training else ""
     return f" in {training} s" + (f" (billed {billable} s{saved})" if billable is not None else "")
+
+
+def description_rows(description: dict[str, Any]) -> list[tuple[str, str]]:
+    """A description's members as text; of its transitions the steps with their seconds."""
+    rows = []
+    for key, value in description.items():
+        if key == "SecondaryStatusTransitions":
+            steps = [(step["Status"], step.get("StartTime"), step.get("EndTime")) for step in value]
+            text = ", ".join(f"{name} {_seconds(start, end)}".strip() for name, start, end in steps)
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+        rows.append((key, text))
+    return rows
+
+
+def _seconds(start: Any, end: Any) -> str:
+    if start is None or end is None:
+        return ""
+    length = end - start
+    return f"{getattr(length, 'total_seconds', lambda: length)():.0f}s"

@@ -1,0 +1,156 @@
+# ruff: noqa: E501  # samples are what services and libraries really say
+"""A failure is explained from its reason, its statuses and its log; every known cause is recognised by its own words."""
+
+import json
+import time
+
+import pytest
+
+from launcher import cli, run
+from launcher.causes import CAUSES
+from launcher.explain import explain, last_lines
+from launcher.run import LogLine
+
+SAMPLES = {
+    "quota": "ResourceLimitExceeded: The account-level service limit 'ml.p4d.24xlarge for training job usage' is 0 Instances",
+    "capacity": "CapacityError: Unable to provision requested ML compute capacity. Please retry using a different ML instance type.",
+    "pass-role": "User: arn:aws:iam::1:user/x is not authorized to perform: iam:PassRole on resource: arn:aws:iam::1:role/jobs",
+    "assume-role": "ClientError: Could not assume role arn:aws:iam::1:role/jobs. Please ensure that the role exists",
+    "image-index": "ClientError: Unsupported manifest media type application/vnd.oci.image.index.v1+json for image 1.dkr.ecr/x",
+    "image-access": "ClientError: arn:aws:sts::1:assumed-role/jobs is not authorized to perform: ecr:BatchGetImage on resource x",
+    "image-missing": "ClientError: Cannot pull algorithm container. Image 1.dkr.ecr.us-east-1.amazonaws.com/x:1 does not exist",
+    "kms": "ClientError: User is not authorized to perform: kms:Decrypt on the resource associated with this ciphertext",
+    "data-missing": "ClientError: Data download failed:No S3 objects found under S3 URL 's3://bucket/train' given in input data source",
+    "data-access": "ClientError: Data download failed:AccessDenied (403): Access Denied when trying to perform s3:ListBucket",
+    "subnet": "ClientError: InsufficientFreeAddressesInSubnet: subnet-1 has not enough free addresses",
+    "no-program": 'AlgorithmError: exec: "train": executable file not found in $PATH',
+    "line-ends": "/usr/bin/env: 'python\\r': No such file or directory",
+    "architecture": "standard_init_linux.go:228: exec user process caused: exec format error",
+    "not-executable": 'exec: "/opt/program/train": permission denied: unknown',
+    "driver": "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).",
+    "gpu-memory": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+    "shared-memory": "RuntimeError: DataLoader worker (pid 80) is killed by signal: Bus error. It is possible that dataloader's workers are out of shared memory.",
+    "memory": "AlgorithmError: , exit code: 137",
+    "disk": "OSError: [Errno 28] No space left on device",
+    "read-only": "OSError: [Errno 30] Read-only file system: '/opt/ml/input/data/train/cache'",
+    "open-files": "OSError: [Errno 24] Too many open files: '/opt/ml/input/data/train/1.png'",
+    "hardware": "Repairing training cluster due to hardware failure",
+    "collective": "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp, ncclSystemError: System call failed",
+    "rendezvous": "socket.gaierror: [Errno -2] Name or service not known",
+    "worker-killed": "RuntimeError: DataLoader worker (pid(s) 81) exited unexpectedly",
+    "no-network": "urllib3.exceptions.MaxRetryError: Failed to establish a new connection: [Errno 101] Network is unreachable",
+    "requirements": "ERROR: No matching distribution found for nonsense==9",
+    "import": "ModuleNotFoundError: No module named 'timm'",
+    "arguments": "train.py: error: unrecognized arguments: --lr 0.1",
+    "labels": "IndexError: Target 10 is out of bounds.",
+    "not-a-number": "ValueError: Loss is nan at step 12",
+    "weights": "RuntimeError: Error(s) in loading state_dict: size mismatch for fc.weight",
+    "shapes": "RuntimeError: mat1 and mat2 shapes cannot be multiplied (32x784 and 512x10)",
+    "permission": "PermissionError: [Errno 13] Permission denied: '/opt/ml/model/x'",
+    "cpu-instructions": "AlgorithmError: , exit code: 132",
+    "segfault": "AlgorithmError: , exit code: 139",
+    "ping": "The primary container for production variant main did not pass the ping health check. Please check CloudWatch logs",
+    "model-download": "Failed to download model data for container from URL: s3://bucket/model.tar.gz",
+    "payload": "ClientError: Too much data for max payload size",
+    "bad-request": "ClientError: See job logs for more information. Bad HTTP status received from algorithm: 415",
+    "handler": "AlgorithmError: See job logs for more information. Bad HTTP status received from algorithm: 500",
+    "slow-answer": "Model server did not respond to /invocations request within 600 seconds",
+    "time-limit": "MaxRuntimeExceeded",
+    "spot-wait": "MaxWaitTimeExceeded",
+    "internal": "InternalServerError: We encountered an internal error. Please try again.",
+    "exception": "ZeroDivisionError: division by zero",
+}
+
+
+def description(reason="", status="Failed", **rest):
+    return {"TrainingJobName": "job", "TrainingJobStatus": status, "FailureReason": reason, **rest}
+
+
+def lines(*messages):
+    return [LogLine(number, "job/algo-1-17", message) for number, message in enumerate(messages)]
+
+
+def test_there_is_a_sample_of_every_cause():
+    assert SAMPLES.keys() == {cause.code for cause in CAUSES}
+    assert len(CAUSES) >= 25
+
+
+@pytest.mark.parametrize("code", SAMPLES)
+def test_a_cause_is_recognised_in_the_failure_reason(code):
+    found = explain(run.TRAINING, description(SAMPLES[code]), [])
+    assert found.cause.code == code
+    assert found.evidence == (SAMPLES[code],)
+    assert found.cause.fix in "\n".join(found.lines())
+
+
+@pytest.mark.parametrize("code", SAMPLES)
+def test_a_cause_is_recognised_in_the_log(code):
+    found = explain(run.TRAINING, description("AlgorithmError: , exit code: 1"), lines("epoch=1", SAMPLES[code], "bye"))
+    assert found.cause.code == code
+    assert found.evidence == (f"[algo-1] {SAMPLES[code]}",)
+
+
+def test_ordinary_log_lines_are_no_cause():
+    ordinary = lines("epoch=3 step=66 train:loss=0.47;", "loaded 1,437 images", "information about the nan-free run")
+    found = explain(run.TRAINING, description("AlgorithmError: , exit code: 1"), ordinary)
+    assert found.cause is None
+    assert "no known cause shows" in "\n".join(found.lines())
+    assert found.evidence[-1].endswith("nan-free run")
+
+
+def test_an_exception_behind_the_services_own_word_is_read():
+    found = explain(run.TRAINING, description("AlgorithmError: ValueError: no images in train, exit code: 1"), [])
+    assert found.cause.code == "exception"
+
+
+def test_an_exit_code_gives_way_to_what_the_log_says():
+    log = lines("torch.OutOfMemoryError: CUDA out of memory.")
+    found = explain(run.TRAINING, description("AlgorithmError: , exit code: 137"), log)
+    assert found.cause.code == "gpu-memory"
+    assert found.also == ("the machine's memory is used up, and the kernel ended a process",)
+
+
+def test_a_time_limit_is_read_from_the_statuses():
+    steps = [{"Status": "MaxRuntimeExceeded", "StatusMessage": "The job has exceeded its time"}]
+    found = explain(run.TRAINING, description(status="Stopped", SecondaryStatusTransitions=steps), [])
+    assert found.cause.code == "time-limit"
+
+
+def test_the_verb_explains_a_job(aws, canned, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launcher.aws.Aws", lambda region: aws)
+    canned("DescribeTrainingJob", description("AlgorithmError: , exit code: 1"))
+    group, stream = "/aws/sagemaker/TrainingJobs", "job/algo-1-17"
+    aws.call("logs", "CreateLogGroup", logGroupName=group)
+    aws.call("logs", "CreateLogStream", logGroupName=group, logStreamName=stream)
+    events = [{"timestamp": int(time.time() * 1000), "message": SAMPLES["import"]}]
+    aws.call("logs", "PutLogEvents", logGroupName=group, logStreamName=stream, logEvents=events)
+    assert [line.message for line in last_lines(aws, run.TRAINING, "job")] == [SAMPLES["import"]]
+    assert cli.main(["explain", "job"]) == 0
+    assert "cause: a Python package or library is missing (import)" in capsys.readouterr().out
+    assert cli.main(["explain", "job", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cause"]["code"] == "import"
+
+
+def test_the_verb_shows_what_a_job_was(aws, canned, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launcher.aws.Aws", lambda region: aws)
+    times = {"Status": "Training", "StatusMessage": "in progress", "StartTime": 10, "EndTime": 75}
+    canned("DescribeTrainingJob", description("AlgorithmError: x", SecondaryStatusTransitions=[times]))
+    assert cli.main(["show", "job"]) == 0
+    shown = capsys.readouterr().out
+    assert "FailureReason" in shown
+    assert "AlgorithmError: x" in shown
+    assert "next: python -m launcher explain job" in shown
+    assert cli.main(["show", "job", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["TrainingJobName"] == "job"
+
+
+def test_the_verb_attaches_to_a_job(aws, canned, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launcher.aws.Aws", lambda region: aws)
+    canned("DescribeTrainingJob", description(status="Completed", ModelArtifacts={"S3ModelArtifacts": "s3://b/m"}))
+    assert cli.main(["attach", "job"]) == 0
+    assert "-> model s3://b/m" in capsys.readouterr().out
+    for verb in ("attach", "show", "explain"):
+        assert cli.main([verb, "job", "--dry-run"]) == 0

@@ -7,6 +7,7 @@ that fails is repeated request by request, so that a bad one fails alone.
 
 import logging
 import math
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
@@ -17,13 +18,58 @@ from container.serve.exchange import Unavailable
 logger = logging.getLogger(__name__)
 
 
+QUIET_BATCHES = 4  # so many batches in a row without company, and the next may use every core
+
+
+class Cores:
+    """The cores of this process: each batch takes its share, a lone one in quiet times all; never more than there are.
+
+    A batch alone on a network that is worth several cores is answered sooner when its operators use them all.
+    """
+
+    def __init__(self, threads: int, torch_threads: int) -> None:
+        self._share = torch_threads
+        self._total = self._free = threads * torch_threads
+        self._quiet = 0
+        self._changed = threading.Condition()
+
+    def take(self, others_wait: bool) -> int:
+        """Wait for a share; returns how many cores the batch may use."""
+        with self._changed:
+            alone = not others_wait and self._free == self._total
+            self._quiet = self._quiet + 1 if alone else 0
+            while self._free < self._share:
+                self._changed.wait()
+            width = self._total if self._quiet > QUIET_BATCHES and self._free == self._total else self._share
+            self._free -= width
+            return width
+
+    def give(self, width: int) -> None:
+        with self._changed:
+            self._free += width
+            self._changed.notify_all()
+
+
+def use_cores(width: int) -> None:
+    """Have torch's operators on this thread use so many cores."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != width:
+        torch.set_num_threads(width)  # per thread with OpenMP, which torch's builds for Linux use
+
+
 class Batcher:
     """Runs `compute` on batches of calls, on `threads` threads."""
 
     def __init__(
-        self, compute: Callable[[Sequence[Call]], None], threads: int, max_batch_size: int, max_queue: int
+        self,
+        compute: Callable[[Sequence[Call]], None],
+        threads: int,
+        max_batch_size: int,
+        max_queue: int,
+        torch_threads: int = 1,
     ) -> None:
         self._compute = compute
+        self._cores = Cores(threads, torch_threads)
         self._max_batch_size = max_batch_size
         self._max_queue = max_queue
         self._queue: SimpleQueue[Call | None] = SimpleQueue()
@@ -57,7 +103,12 @@ class Batcher:
 
     def _run(self) -> None:
         while (first := self._queue.get()) is not None:
-            self._compute(self._with_share(first))
+            width = self._cores.take(others_wait=not self._queue.empty())
+            try:
+                use_cores(width)
+                self._compute(self._with_share(first))
+            finally:
+                self._cores.give(width)
 
     def _with_share(self, first: Call) -> list[Call]:
         batch = [first]

@@ -1,6 +1,8 @@
 """The built-in model: the image classifier that the built-in training program leaves behind."""
 
-from collections.abc import Hashable, Sequence
+import time
+import warnings
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from container.serve.call import Call
 from container.serve.exchange import BadRequest, UnsupportedMediaType
 
 CONTENT_TYPES = (codec.IMAGE, "image/*", *codec.ARRAY_TYPES)
+WORTH_FREEZING = 0.95  # a frozen copy holds its weights a second time while both live: 5 % is the least it must gain
 
 
 class ImageClassifier:
@@ -113,9 +116,48 @@ class ImageClassifier:
         best = int(row.argmax())
         return {"label": self.signature.classes[best], "score": float(row[best]), "probabilities": row.tolist()}
 
-    def warm_up_body(self) -> tuple[bytes, str]:
+    def warm_up(self) -> tuple[bytes, str]:
         """A request this model must be able to answer: one black image."""
         return codec.encode_npy(np.zeros(self.signature.image_shape, np.float32)), codec.NPY
+
+    def tune(self) -> str:
+        """Serve a frozen copy of the network where it gives the same answers in less time."""
+        if self.device != "cpu":
+            return ""
+        shape = self.signature.image_shape
+        examples = [torch.rand(count, *shape) for count in (1, 3)]
+        eager = self.network
+        frozen = freeze(eager, examples[0])
+        if frozen is None:
+            return "the network stays as it is: it cannot be traced"
+        with torch.inference_mode():
+            same = all(torch.allclose(frozen(x), eager(x), rtol=1e-3, atol=1e-4) for x in examples)
+            before, after = fastest(eager, examples[0]), fastest(frozen, examples[0])
+        if not same or after > before * WORTH_FREEZING:
+            return f"the network stays as it is: frozen {after * 1e3:.1f} ms, eager {before * 1e3:.1f} ms, same={same}"
+        self.network = frozen
+        return f"the network is frozen: {after * 1e3:.1f} ms an image, eager {before * 1e3:.1f} ms"
+
+
+def freeze(network: torch.nn.Module, example: torch.Tensor) -> torch.nn.Module | None:
+    """The network traced, with its constants folded and in the CPU library's own layouts; None where that fails."""
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated; its successors were slower here, or wrong
+        try:
+            traced = torch.jit.trace(network, example)
+            return torch.jit.optimize_for_inference(torch.jit.freeze(traced))
+        except RuntimeError:
+            return None
+
+
+def fastest(network: Callable[[torch.Tensor], object], images: torch.Tensor, repeats: int = 5) -> float:
+    """Seconds of the network's fastest run of several, after two that warm up."""
+    times = []
+    for _ in range(repeats + 2):
+        began = time.perf_counter()
+        network(images)
+        times.append(time.perf_counter() - began)
+    return min(times[2:])
 
 
 def _record(value: Any) -> Any:

@@ -39,6 +39,10 @@ class Model(Protocol):
 
     def encode(self, prediction: Any, call: Call) -> tuple[bytes, str]: ...
 
+    def warm_up(self) -> tuple[bytes, str] | None: ...
+
+    def tune(self) -> str: ...
+
 
 class ArrayModel:
     """Whatever `model_fn` returned, fed with arrays: a torch module, or anything that can be called."""
@@ -91,6 +95,12 @@ class ArrayModel:
     def encode(self, prediction: Any, call: Call) -> tuple[bytes, str]:
         kind = codec.negotiate(call.request.headers.get("accept"), codec.ARRAY_TYPES, self.default_accept)
         return codec.encode_prediction(_to_numpy(prediction), kind), kind
+
+    def warm_up(self) -> None:
+        """What the model takes is known to its author only."""
+
+    def tune(self) -> str:
+        return ""  # a user's module may do things that tracing does not see
 
 
 class Predictor:
@@ -154,6 +164,14 @@ class Predictor:
         if isinstance(prediction, tuple) and len(prediction) == 2 and isinstance(prediction[1], str):
             prediction, kind = prediction
         return _answer(prediction, kind, call)
+
+    def warm_up(self) -> tuple[bytes, str] | None:
+        """Body and content type of a request that must succeed; None where only the user knows what one looks like."""
+        return None if self.functions.names() else self.defaults.warm_up()
+
+    def tune(self) -> str:
+        """Make the default model faster where that can be measured; returns what was done, for the log."""
+        return self.defaults.tune()
 
     def _accept(self, call: Call) -> str:
         """The one media type a handler is asked for."""

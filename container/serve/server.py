@@ -161,9 +161,9 @@ class Gunicorn(BaseApplication):
 
     def _load_model(self, service: Service) -> None:
         try:
-            from container.serve.load import load_model  # imports numpy and torch: after the socket answers
+            from container.serve.load import load_model, tune  # imports numpy and torch: after the socket answers
 
-            load_model(service, self.opt_ml.model, self.device(), os.environ)
+            predictor = load_model(service, self.opt_ml.model, self.device(), os.environ)
         except BaseException as error:
             self.health.fail(failures.describe(error))
             logger.debug("the model could not be loaded", exc_info=error)
@@ -171,6 +171,7 @@ class Gunicorn(BaseApplication):
             logging.shutdown()
             os._exit(Arbiter.WORKER_BOOT_ERROR)  # the master halts on it; a thread cannot end the process otherwise
         self.health.mark(self.slot, State.READY)
+        tune(predictor)
 
     def device(self) -> str:
         return f"cuda:{self.slot % self.machine.gpus}" if self.machine.gpus else "cpu"

@@ -39,7 +39,9 @@ class Service:
         self.plan = plan
         self.health = health
         self._predictor: Predictor | None = None
-        self._batcher = Batcher(self._compute, plan.compute_threads, plan.max_batch_size, plan.max_queue)
+        self._batcher = Batcher(
+            self._compute, plan.compute_threads, plan.max_batch_size, plan.max_queue, plan.torch_threads
+        )
         self._errors = itertools.count(1)
 
     # -- life
@@ -52,10 +54,10 @@ class Service:
         """
         self._predictor = predictor
         self._batcher.start()
-        warm_up = getattr(predictor.defaults, "warm_up_body", None)
-        if warm_up is None or predictor.functions.names():
-            return  # only the built-in model says what a valid request looks like
-        body, content_type = warm_up()
+        warm_up = predictor.warm_up()
+        if warm_up is None:
+            return
+        body, content_type = warm_up
         request = Request("POST", contract.INVOCATIONS_PATH, {"content-type": content_type}, body)
         response = self.invoke(request)
         if response.status != 200:

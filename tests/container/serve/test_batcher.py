@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from container.serve.batcher import Batcher
+from container.serve.batcher import QUIET_BATCHES, Batcher, Cores
 from container.serve.call import Call
 from container.serve.exchange import Request, Unavailable
 
@@ -109,3 +109,36 @@ def test_a_stopped_batcher_answers_what_waits_and_ends_its_threads(make_batcher,
     for thread in batcher._threads:
         thread.join(5)
     assert not batcher.alive()
+
+
+def test_a_batch_takes_its_share_of_the_cores_and_a_lone_one_in_quiet_times_all():
+    cores = Cores(threads=4, torch_threads=1)
+    widths = []
+    for _ in range(QUIET_BATCHES + 1):
+        widths.append(cores.take(others_wait=False))
+        cores.give(widths[-1])
+    assert widths == [1] * QUIET_BATCHES + [4]
+    assert cores.take(others_wait=True) == 1
+    assert [cores.take(others_wait=False) for _ in range(3)] == [1, 1, 1]
+
+
+def test_never_more_cores_are_used_than_there_are():
+    cores = Cores(threads=2, torch_threads=1)
+    in_use, most, lock = [0], [0], threading.Lock()
+
+    def work():
+        for _ in range(200):
+            width = cores.take(others_wait=False)
+            with lock:
+                in_use[0] += width
+                most[0] = max(most[0], in_use[0])
+            with lock:
+                in_use[0] -= width
+            cores.give(width)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert most[0] <= 2

@@ -2,6 +2,8 @@
 
 import click
 
+from launcher import cli_account
+from launcher.check import command as check
 from launcher.commands import endpoints, images, jobs, local, project
 from launcher.commands.options import LOCAL_HOME
 from launcher.errors import ConfigError, Detached, LauncherError
@@ -38,13 +40,16 @@ for verb in (
     local.local,
 ):
     cli.add_command(verb)
+check.register(cli)
+cli_account.register(cli)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; whatever goes wrong is one line and an exit status.
 
     Returns:
-        0 done, 1 unexpected, 2 usage or configuration, 4 refused by AWS, 5 job failed, 6 timed out, 130 interrupted.
+        0 done, 1 unexpected, 2 usage or configuration, 3 preflight, 4 refused by AWS, 5 job failed, 6 timed out,
+        7 over budget, 130 interrupted.
     """
     try:
         cli.main(args=arguments, prog_name="python -m launcher", standalone_mode=False)

@@ -18,6 +18,7 @@ from launcher.commands.options import (
     show_call,
     show_calls,
     show_table,
+    tell_price,
 )
 from launcher.errors import ConfigError
 
@@ -32,6 +33,7 @@ def deploy(options: Options, model: str | None) -> None:
         return show_calls(options, "deploy", settings)
     from launcher import run
 
+    tell_price(options, "deploy", settings)
     project = open_project(settings, options)
     steps, name = project.deployment()
     if not options.json:

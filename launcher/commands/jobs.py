@@ -17,6 +17,7 @@ from launcher.commands.options import (
     show_call,
     show_calls,
     show_table,
+    tell_price,
 )
 from launcher.console import table
 from launcher.errors import ConfigError
@@ -31,6 +32,7 @@ def train(options: Options) -> None:
         return show_calls(options, "train", settings)
     from launcher import run
 
+    tell_price(options, "train", settings)
     project = open_project(settings, options)
     name = project.start_training()
     if options.no_wait:
@@ -56,6 +58,7 @@ def transform(options: Options, model: str | None) -> None:
         return show_calls(options, "transform", settings)
     from launcher import run
 
+    tell_price(options, "transform", settings)
     project = open_project(settings, options)
     name = project.start_transform()
     if options.no_wait:

@@ -2,11 +2,12 @@
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -15,6 +16,8 @@ from launcher.errors import LauncherError
 if TYPE_CHECKING:
     from launcher.project import Project
     from launcher.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 LOCAL_HOME = Path(".launcher")
 IMAGES_FILE = "images.json"  # in LOCAL_HOME: what was pushed last, by kind
@@ -117,6 +120,20 @@ def open_project(settings: "Settings", options: Options) -> "Project":
 
     progress = progress_for(stdout_or_stderr(options.json))
     return Project(settings.config, settings.directory, Aws(settings.config.region), progress)
+
+
+def tell_price(options: Options, kind: Literal["train", "transform", "deploy"], settings: "Settings") -> None:
+    """Say what a request will cost before it is sent; this machine costs nothing.
+
+    Raises:
+        OverBudget: a cap in `limits` does not hold.
+    """
+    if options.local:
+        return
+    from launcher.cost import priced
+
+    for line in priced(kind, settings.config, os.environ).lines():
+        logger.info("%s", line)
 
 
 def show_calls(options: Options, kind: str, settings: "Settings") -> None:

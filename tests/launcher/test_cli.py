@@ -115,6 +115,14 @@ def test_a_training_job_runs_to_its_model(here, aws, capsys):
     assert "next: python -m launcher deploy digits-" in output
 
 
+def test_the_price_is_told_before_and_a_cap_refuses(here, aws, capsys):
+    assert cli.main(["train", "--no-wait", "--set", "training.max_runtime=1h"]) == 0
+    output = capsys.readouterr().out
+    assert output.index("-> train: $0.1") < output.index("-> CreateTrainingJob")
+    assert cli.main(["train", "--set", "limits.max_job_cost=0.01"]) == 7
+    assert "limits.max_job_cost" in capsys.readouterr().err
+
+
 def test_with_json_standard_output_holds_the_result_alone(here, aws, capsys):
     assert cli.main(["train", "--json"]) == 0
     captured = capsys.readouterr()

@@ -10,8 +10,11 @@ from launcher.local.buckets import BucketError, parse_s3_uri
 from launcher.local.errors import ValidationException
 from launcher.local.inputs import source_objects
 from launcher.local.platform import Platform
+from launcher.local.record_filters import DataProcessing, FilterError, parse_path
 from launcher.local.serving import container_definitions
 from launcher.local.store import MODEL
+
+FILTERED_TYPES = ("text/csv", "application/json", "application/jsonlines")
 
 
 def check_training_job(platform: Platform, request: Mapping[str, Any]) -> None:
@@ -127,8 +130,32 @@ def check_transform_job(platform: Platform, request: Mapping[str, Any]) -> None:
             f"MaxConcurrentTransforms * MaxPayloadInMB must not exceed 100; "
             f"{concurrent} * {payload} = {concurrent * payload}"
         )
+    if "DataCaptureConfig" in request:
+        raise ValidationException("The local SageMaker captures data of endpoints only; leave DataCaptureConfig out")
+    _check_data_processing(request)
     check_input(platform, source)
     _check_bucket(platform, request["TransformOutput"]["S3OutputPath"])
+
+
+def _check_data_processing(request: Mapping[str, Any]) -> None:
+    """Filters and joins work on CSV, JSON and JSON Lines, the lines of which must be split and assembled as such."""
+    processing = DataProcessing.of(request)
+    if processing is None:
+        return
+    content_type = request["TransformInput"].get("ContentType", "").partition(";")[0].strip()
+    if content_type not in FILTERED_TYPES:
+        raise ValidationException(
+            f"DataProcessing needs a ContentType of {', '.join(FILTERED_TYPES)}, not {content_type!r}"
+        )
+    is_split = request["TransformInput"].get("SplitType") == "Line"
+    is_assembled = request["TransformOutput"].get("AssembleWith") == "Line"
+    if content_type != "application/json" and not (is_split and is_assembled):
+        raise ValidationException(f"DataProcessing of {content_type} needs SplitType and AssembleWith to be Line")
+    try:
+        for path in (processing.input_filter, processing.output_filter):
+            parse_path(path)
+    except FilterError as error:
+        raise ValidationException(str(error)) from error
 
 
 def check_model(platform: Platform, request: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Splitting a transform's input objects into request bodies, and assembling the answers. Pure functions over bytes."""
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 RECORDIO_MAGIC = 0xCED7230A
 RECORDIO_LENGTH_MASK = (1 << 29) - 1  # the top three bits are a continuation flag
@@ -68,8 +68,8 @@ def unframe(record: bytes, split_type: str) -> bytes:
     return record
 
 
-def batches(records: Iterable[bytes], split_type: str, strategy: str, limit_bytes: int) -> Iterator[bytes]:
-    """Request bodies: each record alone, or as many whole records as fit.
+def groups(records: Iterable[bytes], split_type: str, strategy: str, limit_bytes: int) -> Iterator[list[bytes]]:
+    """Which records travel in one request: each alone, or as many whole ones as fit.
 
     Args:
         records: with their framing, as `split` returns them.
@@ -80,27 +80,29 @@ def batches(records: Iterable[bytes], split_type: str, strategy: str, limit_byte
     Raises:
         RecordError: one record alone is larger than the limit.
     """
-    if strategy == "SingleRecord" or split_type == "None":
-        for record in records:
-            yield _within_limit(unframe(record, split_type), limit_bytes)
-        return
-    body = bytearray()
+    goes_alone = strategy == "SingleRecord" or split_type == "None"
+    group: list[bytes] = []
+    size = 0
     for record in records:
-        if limit_bytes and body and len(body) + len(record) > limit_bytes:
-            yield bytes(body)
-            body.clear()
-        body += _within_limit(record, limit_bytes)
-    if body:
-        yield bytes(body)
+        if limit_bytes and len(record) > limit_bytes:
+            raise RecordError(
+                f"a record of {len(record)} bytes is larger than MaxPayloadInMB ({limit_bytes // 2**20}); "
+                "raise MaxPayloadInMB (at most 100) or split the input"
+            )
+        if group and (goes_alone or (limit_bytes and size + len(record) > limit_bytes)):
+            yield group
+            group, size = [], 0
+        group.append(record)
+        size += len(record)
+    if group:
+        yield group
 
 
-def _within_limit(record: bytes, limit_bytes: int) -> bytes:
-    if limit_bytes and len(record) > limit_bytes:
-        raise RecordError(
-            f"a record of {len(record)} bytes is larger than MaxPayloadInMB ({limit_bytes // 2**20}); "
-            "raise MaxPayloadInMB (at most 100) or split the input"
-        )
-    return record
+def request_body(group: Sequence[bytes], split_type: str, strategy: str) -> bytes:
+    """The body for a group: a single record without its framing, several with it."""
+    if strategy == "SingleRecord" or split_type == "None":
+        return unframe(group[0], split_type)
+    return b"".join(group)
 
 
 def assemble(answers: Iterable[bytes], assemble_with: str) -> bytes:

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 from uuid import uuid4
 
@@ -18,7 +20,8 @@ from launcher.local.errors import JobFailed
 from launcher.local.inputs import InputObject, shard, source_objects
 from launcher.local.logs import TRANSFORM_GROUP
 from launcher.local.platform import SHUTDOWN_REASON, JobControl, Platform
-from launcher.local.records import RecordError, assemble, batches, split
+from launcher.local.record_filters import DataProcessing, FilterError
+from launcher.local.records import RecordError, assemble, groups, request_body, split
 from launcher.local.served_container import InvocationBroken, InvocationTimeout, Reply
 from launcher.local.serving import Invocation, ModelServer, ServingPlan
 from launcher.local.store import MODEL, TRANSFORM_JOB, Document
@@ -86,6 +89,7 @@ class TransformJob:
         self._name = request["TransformJobName"]
         self._input = request["TransformInput"]
         self._output = request["TransformOutput"]
+        self._processing = DataProcessing.of(request)
         self._log = platform.logs.stream(TRANSFORM_GROUP, f"{self._name}/data-log")
         self._servers: list[ModelServer] = []
         self._written: list[str] = []
@@ -174,9 +178,10 @@ class TransformJob:
 
     def _run_instances(self, objects: Sequence[InputObject], settings: TransformSettings) -> None:
         with ThreadPoolExecutor(len(self._servers)) as executor:
-            for index, server in enumerate(self._servers):
-                mine = shard(objects, index, len(self._servers), "ShardedByS3Key")
-                executor.submit(self._run_instance, server, mine, settings)
+            count = len(self._servers)
+            shards = [shard(objects, index, count, "ShardedByS3Key") for index in range(count)]
+            run = partial(self._run_instance, settings=settings)
+            list(executor.map(run, self._servers, shards))  # the list raises what a run raised
 
     def _run_instance(self, server: ModelServer, objects: Sequence[InputObject], settings: TransformSettings) -> None:
         """Send the requests of all objects in order, some at once; write each object's output when it is whole."""
@@ -199,12 +204,25 @@ class TransformJob:
             content = self._platform.buckets.read(item.bucket, item.key)
             if self._input.get("CompressionType") == "Gzip":
                 content = gzip.decompress(content)
-            bodies = list(
-                batches(split(content, split_type), split_type, settings.strategy, settings.max_payload_bytes)
-            )
-        except (RecordError, BucketError, OSError, EOFError) as error:
+            records = split(content, split_type)
+            sent = [self._processing.before(record) for record in records] if self._processing else records
+            together = list(groups(sent, split_type, settings.strategy, settings.max_payload_bytes))
+        except (RecordError, FilterError, BucketError, UnicodeDecodeError, OSError, EOFError) as error:
             return [_failed(ObjectFailed(str(error)))]
-        return [executor.submit(self._invoke, server, body) for body in bodies]
+        futures = []
+        originals = iter(records)
+        for group in together:
+            body = request_body(group, split_type, settings.strategy)
+            futures.append(executor.submit(self._answer, server, body, list(islice(originals, len(group)))))
+        return futures
+
+    def _answer(self, server: ModelServer, body: bytes, originals: list[bytes]) -> bytes:
+        """The output for some records: the container's answer, joined and filtered where the job asks for it."""
+        answer = self._invoke(server, body)
+        try:
+            return self._processing.after(originals, answer) if self._processing else answer
+        except (FilterError, UnicodeDecodeError) as error:
+            raise ObjectFailed(str(error)) from error
 
     def _invoke(self, server: ModelServer, body: bytes) -> bytes:
         client = self._request.get("ModelClientConfig", {})

@@ -2,17 +2,23 @@
 
 import contextlib
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from container import contract
 from container.contract import DEFAULT_PORT, OptMl
-from launcher.check.http import Address, Answer, NoAnswer, Request, ping, send
+from launcher.check.http import Answer, Request
+from launcher.check.materials import Materials, Patience
+from launcher.check.started import (
+    Arrangement,
+    Server,
+    TrainingLayout,
+    TrainingRun,
+    wait_until_healthy,
+)
 from launcher.check.target import CheckFailed, Launch, NotJudged, Running, Target, wait_for_end, wait_until
 from launcher.local.containers import free_port
 from launcher.local.opt_ml import write_training_input
@@ -21,119 +27,7 @@ from launcher.local.opt_ml import write_training_input
 EMPTY_SCRIPT_VARIABLES = {contract.PROGRAM: "", contract.SUBMIT_DIRECTORY: ""}
 SERVE, TRAIN = "serve", "train"
 JOB_NAME = "slipway-check"
-LOG_TAIL_CHARACTERS = 300
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Materials:
-    """What to test with: the user's own, or made for one of our images; what is missing cannot be judged."""
-
-    model: Path | None = None
-    """A model directory, as unpacked into `/opt/ml/model`."""
-    request: Request | None = None
-    """A request that this model answers with 200."""
-    slow_model: Path | None = None
-    """A model that takes seconds for `slow_request`; by default `model`."""
-    slow_request: Request | None = None
-    out_of_memory_model: Path | None = None
-    """A model whose loading runs out of memory."""
-    channels: Mapping[str, Path] = field(default_factory=dict)
-    hyperparameters: Mapping[str, str] = field(default_factory=dict)
-    """Make a short job."""
-    long_hyperparameters: Mapping[str, str] = field(default_factory=dict)
-    """Added for a job that must still run when it is stopped."""
-    multi_model: bool = False
-    """Whether to try multi-model mode where no label can ask for it, as with a process."""
-    scripts: bool = False
-    """Whether a script at `/opt/ml/code/train.py` is what `train` runs, as in our training image."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait, in seconds: the platform's own limits."""
-
-    startup: float = contract.STARTUP_TIMEOUT_SECONDS
-    ping: float = contract.PING_TIMEOUT_SECONDS
-    training: float = 900
-    """For a job with the user's hyperparameters to end."""
-    underway: float = 30
-    """After which a job that still runs is taken to be in its loop, if its log does not show it before."""
-    training_stop: float = contract.TRAINING_STOP_SECONDS
-    early_stop: float = 10
-    serving_stop: float = contract.SERVING_STOP_SECONDS
-    usage_error: float = 5
-    engine: float = 10
-    """Added where starting a container counts against a limit."""
-    broken_model: float = 60
-    """For a server with a broken model to end; one that does not must never be healthy in that time."""
-    late_model: float = 30
-    """For a model to be ready after the first healthy `/ping`, which said so too early."""
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running server."""
-
-    running: Running
-    port: int
-    opt_ml: OptMl
-
-    @property
-    def address(self) -> Address:
-        return self.running.address(self.port)
-
-    def ping(self, method: str = "GET") -> Answer:
-        return ping(self.address, method)
-
-    def post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
-        return send(self.address, "POST", contract.INVOCATIONS_PATH, body, headers)
-
-    def invoke(self, request: Request, headers: Mapping[str, str] | None = None) -> Answer:
-        return self.post(request.body, request.headers | dict(headers or {}))
-
-    @property
-    def log_tail(self) -> str:
-        return tail(self.running.logs())
-
-
-@dataclass
-class TrainingLayout:
-    """A training job before its start; an arrangement changes it."""
-
-    opt_ml: OptMl
-    environment: dict[str, str]
-    mounts: dict[Path, Path]
-    """Channels."""
-    network: bool = True
-
-
-Arrangement = Callable[[TrainingLayout], None]
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """A training job that has ended, or was ended because it took too long."""
-
-    opt_ml: OptMl
-    exit_code: int | None
-    """None where it did not end in time."""
-    logs: str
-
-    @property
-    def succeeded(self) -> bool:
-        return self.exit_code == 0
-
-    @property
-    def failure(self) -> str | None:
-        """Text of the failure file; None where there is none."""
-        if not self.opt_ml.failure.is_file():
-            return None
-        return self.opt_ml.failure.read_text(errors="replace")
-
-    def __str__(self) -> str:
-        ended = "did not end" if self.exit_code is None else f"ended with exit code {self.exit_code}"
-        return f"training {ended}; its last words: {tail(self.failure or self.logs)!r}"
 
 
 class Bench:
@@ -420,58 +314,7 @@ def first_answer(bench: Bench) -> Answer | CheckFailed:
         return failure
 
 
-def wait_until_healthy(server: Server, seconds: float) -> Server:
-    """Wait for the first 200 on `/ping`.
-
-    Raises:
-        CheckFailed: it ended, or never became healthy.
-    """
-    verdict = "the endpoint fails with 'did not pass the ping health check'"
-    settled = wait_until(lambda: server.running.exit_code is not None or is_healthy(server), seconds)
-    if server.running.exit_code is not None:
-        raise CheckFailed(f"serve ended with exit code {server.running.exit_code}: {server.log_tail!r}; {verdict}")
-    if not settled:
-        raise CheckFailed(
-            f"/ping was never 200 in {seconds:.0f} s ({_listens(server)}): {server.log_tail!r}; {verdict}"
-        )
-    return server
-
-
-def is_healthy(server: Server) -> bool:
-    """Whether `/ping` is 200 now."""
-    try:
-        return server.ping().status == 200
-    except NoAnswer:
-        return False
-
-
-def handles_sigterm(running: Running) -> bool:
-    """Whether the first process has a handler for SIGTERM: the kernel drops it for a PID 1 that has none."""
-    status = running.first_process_file("status")
-    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
-    return bool(caught >> 14 & 1)
-
-
 def digests(directory: Path) -> dict[str, str]:
     """Path below the directory -> SHA-256 of each file."""
     files = (path for path in sorted(directory.rglob("*")) if path.is_file())
     return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def tail(text: str) -> str:
-    """The end of a log, short enough for one line of a table."""
-    return text.strip()[-LOG_TAIL_CHARACTERS:]
-
-
-def write_json(path: Path, value: object) -> None:
-    """Replace a file of the configuration."""
-    path.write_text(json.dumps(value))
-
-
-def _listens(server: Server) -> str:
-    try:
-        addresses = server.running.listening()
-    except NotJudged:
-        return "what it listens on cannot be seen"
-    shown = ", ".join(f"{address}:{port}" for address, port in sorted(addresses))
-    return f"it listens on {shown or 'nothing'}"

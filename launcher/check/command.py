@@ -12,7 +12,7 @@ import click
 from launcher.errors import ConfigError, JobFailed
 
 if TYPE_CHECKING:
-    from launcher.check.bench import Materials
+    from launcher.check.materials import Materials
     from launcher.check.suite import Result
     from launcher.check.target import Target
 
@@ -90,7 +90,8 @@ def run(target: "Target", options: dict[str, Any], directory: Path) -> "list[Res
     Raises:
         ConfigError: an option is wrong.
     """
-    from launcher.check.bench import Bench, Patience
+    from launcher.check.bench import Bench
+    from launcher.check.materials import Patience
     from launcher.check.report import line
     from launcher.check.suite import run_checks
     from launcher.check.table import GROUPS, MME, select
@@ -115,8 +116,8 @@ def read_materials(options: dict[str, Any], multi_model: bool) -> "Materials":
     Raises:
         ConfigError: an option is wrong.
     """
-    from launcher.check.bench import Materials
     from launcher.check.http import Request
+    from launcher.check.materials import Materials
 
     channels = options["channel"] or (("train",) if len(options["train_data"]) == 1 else ())
     if len(channels) != len(options["train_data"]):

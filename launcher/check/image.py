@@ -4,7 +4,8 @@ import re
 import time
 
 from container.contract import ACCEPT_BIND_TO_PORT_LABEL, BASE_DIR, COMPAT_DIR
-from launcher.check.bench import SERVE, TRAIN, Bench, handles_sigterm, healthy_server, tail
+from launcher.check.bench import SERVE, TRAIN, Bench, healthy_server
+from launcher.check.started import handles_sigterm, tail
 from launcher.check.target import (
     EXECUTABLE_NOT_FOUND,
     CannotStart,

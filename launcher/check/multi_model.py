@@ -5,8 +5,9 @@ import shutil
 from urllib.parse import quote
 
 from container.contract import BASE_DIR, MULTI_MODEL
-from launcher.check.bench import Bench, Server, wait_until_healthy
+from launcher.check.bench import Bench
 from launcher.check.http import Answer, send
+from launcher.check.started import Server, wait_until_healthy
 from launcher.check.target import CheckFailed, NotJudged
 
 LABEL = "com.amazonaws.sagemaker.capabilities.multi-models"
@@ -35,6 +36,7 @@ def start_multi_model_server(bench: Bench) -> Server:
 
 def starts_without_a_model(bench: Bench) -> None:
     """C115: asked before any model is loaded: the check below loads one."""
+    bench.once(start_multi_model_server)
     models = _listed(_ask(bench, "GET", "/models"))
     if models:
         raise CheckFailed(f"GET /models lists {models} before anything was loaded")
@@ -105,7 +107,7 @@ def _need_model(bench: Bench) -> None:
 
 
 def _url(bench: Bench, name: str) -> str:
-    base = BASE_DIR if bench.target.is_image else bench.once(start_multi_model_server).opt_ml.base
+    base = BASE_DIR if bench.target.is_image else _server(bench).opt_ml.base
     return str(base / "models" / name / "model")
 
 
@@ -117,7 +119,14 @@ def _load(bench: Bench, name: str) -> Answer:
 def _ask(
     bench: Bench, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
 ) -> Answer:
-    return send(bench.once(start_multi_model_server).address, method, quote(path), body, headers)
+    return send(_server(bench).address, method, quote(path), body, headers)
+
+
+def _server(bench: Bench) -> Server:
+    try:
+        return bench.once(start_multi_model_server)
+    except CheckFailed as failure:
+        raise NotJudged("the server does not start in multi-model mode, see C115") from failure
 
 
 def _json(answer: Answer) -> dict:

@@ -30,7 +30,7 @@ class ProcessTarget:
     is_image = False
 
     def __init__(self, command: tuple[str, ...], environment: Mapping[str, str] | None = None) -> None:
-        self.name = " ".join(command)
+        self.name = " ".join([Path(command[0]).name, *command[1:]])
         self._command = command
         self._environment = environment or {}
 

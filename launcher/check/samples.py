@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from container.contract import OptMl
-from launcher.check.bench import SERVE, TRAIN, Materials
+from launcher.check.bench import SERVE, TRAIN
 from launcher.check.http import Request
+from launcher.check.materials import Materials
 from launcher.check.target import CheckFailed, Launch, Target, wait_for_end
 
 OUR_IMAGES = {"slipway-train": TRAIN, "slipway-serve": SERVE}
@@ -82,6 +83,7 @@ def serving_materials(directory: Path, given: Materials, target: Target) -> Mate
         given,
         model=make_model(directory / "sample", target),
         request=Request(image, "application/json"),
+        line_request=Request(b",".join([b"0"] * SIDE * SIDE), "text/csv"),
         slow_model=write_handlers(directory / "slow-model", SLOW_MODEL),
         slow_request=Request(b"{}", "application/json"),
         out_of_memory_model=write_handlers(directory / "out-of-memory-model", OUT_OF_MEMORY_MODEL),

@@ -1,36 +1,21 @@
 """Checks of a serving container; what they can, they ask of one shared server in the platform's conditions."""
 
 import contextlib
-import json
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGTERM
 
 from container.contract import (
-    BATCH_PAYLOAD_BYTES,
     DEFAULT_PORT,
-    EXECUTION_PARAMETERS_PATH,
-    INVOCATIONS_PATH,
-    REALTIME_PAYLOAD_BYTES,
     SAFE_PORT_RANGE,
 )
-from launcher.check.bench import (
-    Bench,
-    Server,
-    digests,
-    first_answer,
-    first_server,
-    healthy_server,
-    is_healthy,
-    wait_until_healthy,
-)
-from launcher.check.http import Address, Answer, NoAnswer, connect_seconds, send, send_raw
-from launcher.check.target import CheckFailed, NotJudged, wait_for_end, wait_until
+from launcher.check.bench import Bench, digests, first_answer, first_server, healthy_server
+from launcher.check.http import Address, Answer, NoAnswer, connect_seconds
+from launcher.check.started import Server, is_healthy, wait_until_healthy
+from launcher.check.target import CheckFailed, NotJudged, wait_until
 from launcher.local.containers import free_port
 
 EVERYWHERE = ("0.0.0.0", "::")
@@ -39,14 +24,8 @@ CONNECTS = 10
 GIVE_UP_CONNECT_SECONDS = 3.0
 BUSY_REQUESTS = 32
 SETTLE_SECONDS = 5  # for the requests in work to end before the next check
-DISCONNECTS = 20
-ERROR_BODY_CHARACTERS = 2048  # ModelError.OriginalMessage
-UNKNOWN_TYPE = "application/x-slipway-unknown"
-MALFORMED = b'\x00\xff{"not: anything that parses'
 PORTS = (9191, 9192)  # of two containers of one endpoint
 SAFE_RANGES = ("10000-10009", "10010-10019")
-SLOW_HEAD_START_SECONDS = 0.5
-MEBIBYTE = 1024 * 1024
 
 
 # --- network and start ------------------------------------------------------------------------------------------------
@@ -252,166 +231,6 @@ def post_ping_is_get_ping(bench: Bench) -> None:
         raise CheckFailed(f"POST /ping is {answer}, GET is 200; the guide names both, so a probe may be either")
 
 
-# --- /invocations -----------------------------------------------------------------------------------------------------
-
-
-def unknown_headers_are_ignored(bench: Bench) -> None:
-    """C90: unknown headers are ignored."""
-    headers = {
-        "X-Amzn-SageMaker-Not-Yet-Known": "1",
-        "X-Amzn-SageMaker-Target-Variant": "blue",
-        "X-Amzn-SageMaker-Custom-Attributes": "trace=1",
-        "X-Amzn-Trace-Id": "Root=1-2-3",
-        "X-Forwarded-For": "10.0.0.1",
-    }
-    _need_success(bench.answering_server().invoke(bench.request, headers), "with headers it does not know")
-
-
-def any_host_is_served(bench: Bench) -> None:
-    """C91: any Host is served."""
-    address = bench.server.address
-    for version, host in (("1.1", "Host: model.aws.local:8080\r\n"), ("1.0", "")):
-        answer = send_raw(address, f"GET /ping HTTP/{version}\r\n{host}Connection: close\r\n\r\n")
-        if answer.status != 200:
-            raise CheckFailed(
-                f"/ping is {answer} with {host.strip() or 'no Host header'}, as SageMaker's probes send it; the "
-                "endpoint fails with 'did not pass the ping health check'"
-            )
-
-
-def types_may_be_absent(bench: Bench) -> None:
-    """C92: Content-Type and Accept may be absent."""
-    server = bench.server
-    body = bench.materials.request.body if bench.materials.request else b"{}"
-    answer = server.post(body, {})
-    if answer.status >= 500:
-        raise CheckFailed(
-            f"without Content-Type and Accept the answer is {answer}: callers that give none get a ModelError"
-        )
-
-
-def type_parameters_are_ignored(bench: Bench) -> None:
-    """C93: a charset after the Content-Type."""
-    content_type = bench.request.content_type
-    if not content_type.startswith(("application/json", "text/")):
-        raise NotJudged(f"a charset means nothing for {content_type}")
-    headers = {"Content-Type": f"{content_type.partition(';')[0]}; charset=utf-8"}
-    _need_success(
-        bench.answering_server().invoke(bench.request, headers), f"with Content-Type {headers['Content-Type']!r}"
-    )
-
-
-def bad_requests_are_4xx(bench: Bench) -> None:
-    """C94: each kind has its own status, and a body short enough for ModelError."""
-    server = bench.answering_server()
-    content_type = {"Content-Type": bench.request.content_type}
-    cases = {
-        415: ("an unknown Content-Type", server.post(bench.request.body, {"Content-Type": UNKNOWN_TYPE})),
-        406: ("an unknown Accept", server.post(bench.request.body, content_type | {"Accept": UNKNOWN_TYPE})),
-        400: ("a malformed body", server.post(MALFORMED, content_type)),
-    }
-    wrong = [f"{what} is {answer}, not {status}" for status, (what, answer) in cases.items() if answer.status != status]
-    if wrong:
-        raise CheckFailed("; ".join(wrong) + ": the caller's ModelError does not say whose mistake it was")
-    long = [what for what, answer in cases.values() if len(answer.body) > ERROR_BODY_CHARACTERS]
-    if long:
-        raise CheckFailed(f"the answer to {long[0]} is longer than 2048 characters: ModelError cuts it")
-
-
-def large_body_gets_an_answer(bench: Bench) -> None:
-    """C97: the request padded to 25 MB: as spaces behind JSON or text, which mean nothing."""
-    request, server = bench.request, bench.server
-    body = request.body + b" " * (REALTIME_PAYLOAD_BYTES - len(request.body))
-    try:
-        answer = server.post(body, request.headers)
-    except NoAnswer as failure:
-        raise CheckFailed(f"a body of 25 MB: {failure}; the caller gets a ModelError without a reason") from failure
-    if answer.status == 413:
-        raise CheckFailed(
-            "a body of 25 MB is refused with 413: the platform lets it through, the server's own limit is lower"
-        )
-
-
-def disconnects_are_survived(bench: Bench) -> None:
-    """C99: clients that go away do no harm."""
-    request, server = bench.request, bench.answering_server()
-    for number in range(DISCONNECTS):
-        sent = len(request.body) if number % 2 else len(request.body) // 2
-        with contextlib.suppress(OSError), socket.create_connection(server.address, 5) as connection:
-            connection.sendall(_head(server, request.content_type, len(request.body)) + request.body[:sent])
-    wait_until(lambda: server.running.exit_code is not None or is_healthy(server), SETTLE_SECONDS)
-    if not is_healthy(server):
-        raise CheckFailed(f"after {DISCONNECTS} clients went away /ping is no longer 200; the instance is replaced")
-    try:
-        answer = server.invoke(request)
-    except NoAnswer as failure:
-        raise CheckFailed(f"after {DISCONNECTS} clients went away: {failure}") from failure
-    _need_success(answer, f"after {DISCONNECTS} clients went away")
-
-
-def _head(server: Server, content_type: str, length: int) -> bytes:
-    lines = (
-        f"POST {INVOCATIONS_PATH} HTTP/1.1",
-        f"Host: {server.address[0]}:{server.address[1]}",
-        f"Content-Type: {content_type}",
-        f"Content-Length: {length}",
-        "\r\n",
-    )
-    return "\r\n".join(lines).encode("ascii")
-
-
-def chunked_request_is_read(bench: Bench) -> None:
-    """C100: a chunked request is read."""
-    request, server = bench.request, bench.answering_server()
-    plain, again = server.invoke(request), server.invoke(request)
-    middle = len(request.body) // 2
-    parts = [request.body[:middle], request.body[middle:]]
-    answer = send(server.address, "POST", INVOCATIONS_PATH, (part for part in parts if part), request.headers)
-    _need_success(answer, "with Transfer-Encoding: chunked and no Content-Length, as batch transform sends it")
-    if plain.body == again.body != answer.body:
-        raise CheckFailed(
-            f"a chunked request is answered {answer}, the same with a length {plain}: its body was not read"
-        )
-
-
-def _need_success(answer: Answer, condition: str) -> None:
-    if not answer.is_success:
-        raise CheckFailed(f"{condition} a request is answered {answer}, otherwise 200; the caller gets a ModelError")
-
-
-# --- stop -------------------------------------------------------------------------------------------------------------
-
-
-def request_in_flight_is_answered(bench: Bench) -> None:
-    """C101: SIGTERM: the request in flight is answered."""
-    materials = bench.materials
-    request = materials.slow_request or bench.request
-    server = wait_until_healthy(bench.start_server(model=materials.slow_model or bench.model), bench.patience.startup)
-    answers: list[Answer | NoAnswer] = []
-
-    def ask() -> None:
-        try:
-            answers.append(server.invoke(request))
-        except NoAnswer as failure:
-            answers.append(failure)
-
-    _ = server.address
-    asking = threading.Thread(target=ask)
-    asking.start()
-    time.sleep(SLOW_HEAD_START_SECONDS if materials.slow_request else 0)
-    server.running.signal(SIGTERM)
-    code = wait_for_end(server.running, bench.patience.serving_stop)
-    server.running.remove()
-    asking.join()
-    if code is None:
-        raise CheckFailed(
-            f"SIGTERM did not end serve within {bench.patience.serving_stop:.0f} s: SIGKILL follows, every scale-in "
-            "and update cuts requests off"
-        )
-    if not (isinstance(answers[0], Answer) and answers[0].is_success):
-        raise CheckFailed(f"the request in flight at SIGTERM: {answers[0]}; every scale-in and update loses requests")
-
-
 # --- the platform's file system ---------------------------------------------------------------------------------------
 
 
@@ -462,38 +281,11 @@ def serves_on_serverless(bench: Bench) -> None:
     server = bench.start_server(model=bench.model, hardened=True)
     try:
         wait_until_healthy(server, bench.patience.startup)
-        if bench.materials.request is not None:
-            _need_success(server.invoke(bench.materials.request), "on a read-only root")
+        if bench.materials.request is not None and not (answer := server.invoke(bench.materials.request)).is_success:
+            raise CheckFailed(f"a request is answered {answer}")
     except CheckFailed as failure:
         raise CheckFailed(
             f"as another user, on a read-only root, with /tmp only and no /dev/shm: {failure}"
         ) from failure
     finally:
         server.running.remove()
-
-
-# --- batch ------------------------------------------------------------------------------------------------------------
-
-
-def execution_parameters_are_valid(bench: Bench) -> None:
-    """C131: GET /execution-parameters."""
-    answer = send(bench.server.address, "GET", EXECUTION_PARAMETERS_PATH)
-    if answer.status == 404:
-        return
-    ignored = "; batch transform ignores it and uses 1 request of 6 MB at a time"
-    if answer.status != 200:
-        raise CheckFailed(f"GET /execution-parameters is {answer}{ignored}")
-    try:
-        given = json.loads(answer.body)
-        numbers = [given[name] for name in ("MaxConcurrentTransforms", "MaxPayloadInMB")]
-        strategy = given["BatchStrategy"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckFailed(f"GET /execution-parameters is {answer}: {error!r}{ignored}") from error
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise CheckFailed(f"GET /execution-parameters is {answer}: whole numbers are expected{ignored}")
-    if strategy not in ("SINGLE_RECORD", "MULTI_RECORD"):
-        raise CheckFailed(f"BatchStrategy is {strategy!r}, not SINGLE_RECORD or MULTI_RECORD{ignored}")
-    if numbers[0] * numbers[1] > BATCH_PAYLOAD_BYTES // MEBIBYTE:
-        raise CheckFailed(
-            f"MaxConcurrentTransforms times MaxPayloadInMB is {numbers[0] * numbers[1]}, over 100: the job fails"
-        )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from launcher.check import image, multi_model, serving, training
+from launcher.check import image, invocations, multi_model, serving, training
 from launcher.check.bench import SERVE, TRAIN, Bench
 
 MUST, SHOULD = "M", "S"
@@ -76,18 +76,24 @@ CHECKS = (
     Check("C84", MUST, SERVE, "a connect takes 250 ms at most, however busy", serving.accepts_while_busy, LIMITS),
     Check("C85", MUST, SERVE, "GET /ping is 200 within 2 s", serving.ping_is_200, LIMITS),
     Check("C86", SHOULD, SERVE, "/ping is not 200 before the model is ready", serving.ping_waits_for_the_model),
+    Check("C87", MUST, SERVE, "/ping while every worker is busy", invocations.ping_is_answered_while_busy, LIMITS),
     Check("C88", SHOULD, SERVE, "a broken model ends it, or keeps it unhealthy", serving.broken_model_is_told),
     Check("C89", SHOULD, SERVE, "POST /ping is GET /ping", serving.post_ping_is_get_ping),
-    Check("C90", MUST, SERVE, "unknown headers are ignored", serving.unknown_headers_are_ignored),
-    Check("C91", MUST, SERVE, "any Host is served", serving.any_host_is_served),
-    Check("C92", MUST, SERVE, "Content-Type and Accept may be absent", serving.types_may_be_absent),
-    Check("C93", SHOULD, SERVE, "a charset after the Content-Type", serving.type_parameters_are_ignored),
-    Check("C94", SHOULD, SERVE, "bad requests are 415, 406 and 400", serving.bad_requests_are_4xx),
-    Check("C97", MUST, SERVE, "a body of 25 MB is taken", serving.large_body_gets_an_answer, LIMITS),
-    Check("C99", SHOULD, SERVE, "clients that go away do no harm", serving.disconnects_are_survived),
-    Check("C100", SHOULD, SERVE, "a chunked request is read", serving.chunked_request_is_read),
+    Check("C90", MUST, SERVE, "unknown headers are ignored", invocations.unknown_headers_are_ignored),
+    Check("C91", MUST, SERVE, "any Host is served", invocations.any_host_is_served),
+    Check("C92", MUST, SERVE, "Content-Type and Accept may be absent", invocations.types_may_be_absent),
+    Check("C93", SHOULD, SERVE, "a charset after the Content-Type", invocations.type_parameters_are_ignored),
+    Check("C94", SHOULD, SERVE, "bad requests are 415, 406 and 400", invocations.bad_requests_are_4xx),
+    Check("C97", MUST, SERVE, "a body of 25 MB is taken", invocations.large_body_gets_an_answer, LIMITS),
+    Check("C99", SHOULD, SERVE, "clients that go away do no harm", invocations.disconnects_are_survived),
+    Check("C100", SHOULD, SERVE, "a chunked request is read", invocations.chunked_request_is_read),
     Check(
-        "C101", MUST, SERVE, "SIGTERM: the request in flight is answered", serving.request_in_flight_is_answered, STOP
+        "C101",
+        MUST,
+        SERVE,
+        "SIGTERM: the request in flight is answered",
+        invocations.request_in_flight_is_answered,
+        STOP,
     ),
     Check("C104", MUST, SERVE, "the model directory is read-only", serving.model_directory_stays_untouched),
     Check("C106", MUST, SERVE, "empty SAGEMAKER_PROGRAM is unset", serving.empty_script_variables_are_unset),
@@ -98,9 +104,12 @@ CHECKS = (
     Check("C119", MUST, MME, "an unknown model is 404", multi_model.unknown_model_is_404),
     Check("C128", MUST, MULTI, "two copies side by side", serving.two_copies_serve_side_by_side),
     Check("C129", MUST, MULTI, "label accept-bind-to-port", image.label_accept_bind_to_port),
-    Check("C131", SHOULD, BATCH, "GET /execution-parameters", serving.execution_parameters_are_valid),
+    Check("C131", SHOULD, BATCH, "GET /execution-parameters", invocations.execution_parameters_are_valid),
+    Check("C133", MUST, BATCH, "a line per record", invocations.records_are_answered_one_by_one),
+    Check("C134", SHOULD, BATCH, "no newline at the end", invocations.last_line_is_open),
     Check("C142", SHOULD, SERVE, "another user, read-only root, no /dev/shm", serving.serves_on_serverless),
     Check("C144", MUST, IMAGE, "at most 10 GB", image.fits_serverless, LIMITS),
+    Check("C147", MUST, SERVE, "an answer has a Content-Length", invocations.answer_has_a_length),
     # Facts that section 8 does not number; from the notes beside the contract, 1.1 and 1.3.
     Check("manifest", MUST, IMAGE, "one platform, no list of manifests", image.manifest_is_single_platform),
     Check("platform", SHOULD, IMAGE, "built for linux/amd64", image.platform_is_sagemakers),

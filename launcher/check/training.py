@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from signal import SIGTERM
 
 from container.contract import FAILURE_REASON_LIMIT, FIRST_HOST, TRAINING_JOB_ARN, TRAINING_JOB_NAME
-from launcher.check.bench import Arrangement, Bench, TrainingLayout, TrainingRun, handles_sigterm, write_json
+from launcher.check.bench import Bench
+from launcher.check.started import Arrangement, TrainingLayout, TrainingRun, handles_sigterm, write_json
 from launcher.check.target import CheckFailed, NotJudged, Process, wait_for_end, wait_until
 
 PROBE_ERROR = "ValueError"

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.check.bench import Bench, Materials, Patience
+from launcher.check.bench import Bench
 from launcher.check.http import Request
+from launcher.check.materials import Materials, Patience
 from launcher.check.process_target import ProcessTarget
 from launcher.check.suite import Result, run_checks
 from launcher.check.table import CHECKS
@@ -67,6 +68,7 @@ def materials(tmp_path: Path) -> Materials:
         model=model,
         request=Request(json.dumps({"a": 1}).encode(), "application/json"),
         slow_request=Request(json.dumps({"sleep": 1}).encode(), "application/json"),
+        line_request=Request(b"1,2", "text/csv"),
         out_of_memory_model=too_large,
         channels={"train": data},
         hyperparameters={"steps": "2"},

@@ -245,7 +245,8 @@ def serve_forever() -> None:
     if "ignores-the-port" in FAULTS:
         port = free_port()
     host = "127.0.0.1" if "loopback" in FAULTS else "0.0.0.0"
-    server = (OneAtATime if "no-backlog" in FAULTS else Server)((host, port), Handler)
+    alone = FAULTS & {"no-backlog", "one-at-a-time"}
+    server = (OneAtATime if alone else Server)((host, port), Handler)
     keep = [socket.create_server(("0.0.0.0", 0))] if "extra-port" in FAULTS else []
     if "second-default-port" in FAULTS:
         keep.append(socket.create_server(("0.0.0.0", 8080)))
@@ -295,7 +296,10 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, body: bytes = b"", content_type: str = "application/json") -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
+        if "no-length" in FAULTS and self.command == "POST":
+            self.send_header("Connection", "close")
+        else:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
@@ -353,6 +357,8 @@ class Handler(BaseHTTPRequestHandler):
         return self.invoke(body)
 
     def invoke(self, body: bytes) -> None:
+        if self.headers.get("Content-Type") == "text/csv" and "no-csv" not in FAULTS:
+            return self.answer(200, self.label_lines(body), "text/csv")
         status = self.refusal(body)
         if status:
             long = b"Traceback " * 500 if "long-errors" in FAULTS else b"no"
@@ -362,6 +368,11 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.3)
         time.sleep(value.get("sleep", 0) if isinstance(value, dict) else 0)
         return self.answer(200, json.dumps({"keys": sorted(value)}).encode())
+
+    def label_lines(self, body: bytes) -> bytes:
+        records = body.split(b"\n") if "counts-the-last-newline" in FAULTS else body.rstrip(b"\n").split(b"\n")
+        labels = [b"7" for _ in records[1 if "loses-records" in FAULTS else 0 :]]
+        return b"\n".join(labels) + (b"\n" if "ends-with-a-newline" in FAULTS else b"")
 
     def refusal(self, body: bytes) -> int:
         """The error status of a request, or 0."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.check.bench import Patience
+from launcher.check.materials import Patience
 from launcher.check.suite import FAILED, NOT_JUDGED, PASSED
 from launcher.check.table import CHECKS
 
@@ -54,6 +54,7 @@ FAULTS = [
     ("C84", "no-backlog", "250 ms"),
     ("C85", "ping-fails-later", "GET /ping is 500"),
     ("C86", "early-ping", "not ready"),
+    ("C87", "one-at-a-time", "with 4 requests in work"),
     ("C88", "loads-nothing", "200 with a broken model"),
     ("C88", "silent-about-the-model", "does not say why"),
     ("C88", "content-with-a-broken-model", "ends with 0"),
@@ -85,6 +86,11 @@ FAULTS = [
     ("C119", "unknown-model-is-500", "not 404"),
     ("C128", "ignores-the-port", "with a copy beside it"),
     ("C128", "extra-port", "SAGEMAKER_SAFE_PORT_RANGE"),
+    ("C133", "loses-records", "answered with 2 lines"),
+    ("C133", "counts-the-last-newline", "answered with 4 lines"),
+    ("C133", "no-csv", "with 3 records of text/csv"),
+    ("C134", "ends-with-a-newline", "AssembleWith=Line"),
+    ("C147", "no-length", "no Content-Length"),
     ("C131", "broken-execution-parameters", "is 500"),
     ("C131", "parameters-without-json", "JSONDecodeError"),
     ("C131", "parameters-as-text", "whole numbers"),

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from launcher.check.bench import Bench, Patience
+from launcher.check.bench import Bench
 from launcher.check.command import check
 from launcher.check.docker_target import DockerError, DockerTarget, docker, is_of_interest
+from launcher.check.materials import Patience
 from launcher.check.suite import FAILED, NOT_JUDGED, PASSED, run_checks
 from launcher.check.table import CHECKS
 from launcher.check.target import CannotStart, Launch, NotJudged

@@ -19,6 +19,9 @@ CASES = [
     (("C90", "C93", "C94"), {"request": Request(b"{", "application/json")}, "answered 400"),
     (("C86",), {"request": Request(b"{", "application/json")}, "never answered with success"),
     (("C93",), {"request": Request(b"", "image/png")}, "means nothing for image/png"),
+    (("C87",), {"slow_request": None}, "--slow-request"),
+    (("C87",), {"slow_request": REQUEST}, "were answered before"),
+    (("C133", "C134"), {"line_request": None}, "not a type of one record per line"),
     (("C88", "C104"), {"model": None}, "--model DIR"),
     (("C11", "C46", "C51", "C52", "C54"), {"long_hyperparameters": {}}, "give --long-hyperparameter"),
     (("C46", "C51"), {"faults": ("crashes",)}, "before it could be stopped"),
@@ -32,6 +35,7 @@ CASES = [
     (("C46",), {"faults": ("single-process",)}, "a single process"),
     (("C115", "C119"), {"multi_model": False}, "--only mme"),
     (("C116", "C117"), {"model": None}, "no model to load"),
+    (("C116", "C119"), {"faults": ("serve-fails",)}, "see C115"),
     (("C118",), {"out_of_memory_model": None}, "--out-of-memory-model"),
 ]
 

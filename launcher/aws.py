@@ -134,6 +134,10 @@ class Aws:
                 logger.debug("the SDK's %s does not take this request: %s", resource.__name__, error)
                 getattr(self.sdk_session.sagemaker_client, xform_name(call.operation))(**call.request)
             # else: it was created, and only the description that the SDK reads back is newer than the SDK
+        except ClientError as error:
+            if error.operation_name == call.operation:
+                raise
+            logger.debug("created, but the SDK may not read it back: %s", error)
         finally:
             self.session.events.unregister(event, unique_id="launcher-sent")
 

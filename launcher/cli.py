@@ -26,6 +26,8 @@ for verb in (
     endpoints.invoke,
     endpoints.endpoints,
     endpoints.delete,
+    endpoints.rollback,
+    endpoints.reap,
     jobs.jobs,
     jobs.logs,
     jobs.stop,

@@ -371,6 +371,17 @@ class Rollout(Section):
     """CloudWatch alarms that roll the update back."""
 
 
+class Container(Section):
+    """One of several containers of a multi-container endpoint."""
+
+    name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=63)]
+    """ContainerHostname; a caller of a direct endpoint chooses by it."""
+    image: str | None = None
+    """A complete reference; default: the serving image."""
+    model: str | None = None
+    environment: dict[str, Text] = {}
+
+
 class Variant(Section):
     """One of several models behind an endpoint."""
 
@@ -398,12 +409,18 @@ class Endpoint(Section):
     """A variant that gets copies of the requests and whose answers nobody sees."""
     multi_model: bool = False
     """`model` is a prefix in S3 under which lie many model.tar.gz."""
+    containers: list[Container] = Field(default=[], max_length=15)
+    """Several containers instead of one; each may have a model of its own."""
+    container_mode: Literal["Serial", "Direct"] = "Serial"
+    """Serial: each container's answer is the next one's request. Direct: the caller chooses one."""
     environment: dict[str, Text] = {}
     serverless: Serverless | None = None
     asynchronous: Asynchronous | None = None
     capture: Capture | None = None
     scaling: Scaling | None = None
     rollout: Rollout | None = None
+    ttl: Seconds | None = Field(default=None, ge=60)
+    """`reap` deletes the endpoint when it is older; for trials nobody should forget."""
     volume_size_gb: Gigabytes | None = Field(default=None, ge=1, le=512)
     download_timeout: Seconds | None = Field(default=None, ge=60, le=3600)
     startup_timeout: Seconds | None = Field(default=None, ge=60, le=3600)
@@ -421,6 +438,29 @@ class Endpoint(Section):
             key: ({} if item else None) if key in switches and isinstance(item, bool) else item
             for key, item in value.items()
         }
+
+    @model_validator(mode="after")
+    def _scaling_has_a_target(self) -> "Endpoint":
+        if not self.scaling:
+            return self
+        if self.scaling.target is None and not (self.asynchronous or self.serverless):
+            raise ValueError(
+                "scaling.target is not set: invocations per instance and minute at which another instance starts; "
+                "`invoke --repeat` measures what one instance takes"
+            )
+        if self.scaling.min == 0 and not self.asynchronous:
+            raise ValueError("scaling.min=0 needs asynchronous: true; other endpoints keep at least one instance")
+        return self
+
+    @model_validator(mode="after")
+    def _containers_agree(self) -> "Endpoint":
+        if not self.containers:
+            return self
+        if len(self.containers) < 2:
+            raise ValueError("containers has one entry; several containers are at least two")
+        if self.variants or self.multi_model:
+            raise ValueError("containers excludes variants and multi_model; remove one of them")
+        return self
 
     @model_validator(mode="after")
     def _modes_agree(self) -> "Endpoint":

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import data, invoke, run
+from launcher import data, deployment, invoke, run
 from launcher.aws import Aws, use_environment
 from launcher.console import progress_for, stdout_or_stderr
 from launcher.digits import write_digits
@@ -195,14 +195,14 @@ class Demonstration:
         self.report.files["batch answers"] = _short(target)
 
     def _serve(self, expected: dict[str, Prediction]) -> None:
-        steps, name = self.project.deployment()
-        self.project.apply(steps)
+        planned = deployment.plan(self.project)
+        deployment.apply(self.project, planned)
         try:
-            run.follow(self.aws, run.ENDPOINT, name)
-            self._invoke_images(name, expected)
-            self._invoke_json(name, expected)
+            deployment.finish(self.project, planned)
+            self._invoke_images(planned.name, expected)
+            self._invoke_json(planned.name, expected)
         finally:
-            self.project.delete_endpoint(name)
+            deployment.delete(self.project, planned.name)
 
     def _invoke_images(self, endpoint: str, expected: dict[str, Prediction]) -> None:
         answers, seconds = {}, []

@@ -3,7 +3,6 @@
 import logging
 import secrets
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.config import Config
-from launcher.errors import AwsRefused, ConfigError, TimedOut
+from launcher.errors import AwsRefused, ConfigError
 from launcher.jobs import endpoint, training, transform
 from launcher.jobs.api import ApiCall, JobContext, content_name, unique_name
 from launcher.jobs.common import is_local_model, model_data_uri, project_uri
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DRY_RUN_ACCOUNT = "111122223333"  # AWS's own example account
-DELETE_SECONDS = 900  # instances are released within minutes
-DELETE_POLL_SECONDS = 0.5
 DRY_RUN_JOB = "newest-training-job"
 
 
@@ -132,7 +129,7 @@ class Project:
         types = self.config.training.instance_type
         for index, instance_type in enumerate(types):
             try:
-                self._send(training.calls(self.config, context, instance_type))
+                self.send(training.calls(self.config, context, instance_type))
                 break
             except AwsRefused as error:
                 if "Capacity" not in str(error) or index == len(types) - 1:
@@ -150,54 +147,8 @@ class Project:
         model = self.served_model(context, self.config.transform.model or "")
         calls = transform.calls(self.config, context, model)
         self._upload(transform.uploads(self.config, context, self.directory))
-        self._send([call for call in calls if not self.exists(call)])
+        self.send([call for call in calls if not self.exists(call)])
         return context.job_name
-
-    def deployment(self) -> tuple[list["Step"], str]:
-        """What a deployment has to do, compared with what there is.
-
-        Returns:
-            The steps, and the endpoint's name.
-        """
-        context = self.context()
-        models = {
-            name: self.served_model(context, model) for name, model in endpoint.models_of(self.config.endpoint).items()
-        }
-        calls = endpoint.calls(self.config, context, models)
-        *parts, create = calls
-        steps = [Step("keep" if self.exists(call) else "create", call) for call in parts]
-        name = create.request["EndpointName"]
-        current = self.describe_or_none("Endpoint", name)
-        wanted = create.request["EndpointConfigName"]
-        if current is None:
-            steps.append(Step("create", create))
-        elif current["EndpointConfigName"] == wanted and current["EndpointStatus"] != "Failed":
-            steps.append(Step("keep", create))
-        else:
-            steps.append(Step("update", endpoint.update_call(self.config, wanted)))
-        return steps, name
-
-    def apply(self, steps: list["Step"]) -> None:
-        """Send what a deployment has to do."""
-        self._send([step.call for step in steps if step.action != "keep"])
-
-    def delete_endpoint(self, name: str, wait: bool = True) -> None:
-        """Delete an endpoint and its configuration; models stay, other configurations may use them.
-
-        Raises:
-            AwsRefused: there is no such endpoint.
-            TimedOut: it is still there after a while.
-        """
-        description = self.aws.call("sagemaker", "DescribeEndpoint", EndpointName=name)
-        self.aws.send(ApiCall("sagemaker", "DeleteEndpoint", {"EndpointName": name}))
-        configuration = description["EndpointConfigName"]
-        if self.describe_or_none("EndpointConfig", configuration):
-            self.aws.send(ApiCall("sagemaker", "DeleteEndpointConfig", {"EndpointConfigName": configuration}))
-        deadline = time.monotonic() + DELETE_SECONDS
-        while wait and self.describe_or_none("Endpoint", name):
-            if time.monotonic() > deadline:
-                raise TimedOut(f"endpoint {name} is still being deleted after {DELETE_SECONDS} s; look again later")
-            time.sleep(DELETE_POLL_SECONDS)
 
     def served_model(self, context: JobContext, model: str) -> ServedModel:
         """The archive a configured model means: an S3 URI, a local file (uploaded now) or a training job's.
@@ -301,24 +252,12 @@ class Project:
                 done.seconds,
             )
 
-    def _send(self, calls: list[ApiCall]) -> None:
+    def send(self, calls: list[ApiCall]) -> None:
+        """Send requests in order, after a look for secrets."""
         refuse_secrets(calls)
         for call in calls:
             self.aws.send(call)
             logger.info("-> %s %s", call.operation, _name_in(call.request))
-
-
-@dataclass(frozen=True)
-class Step:
-    """One part of a deployment."""
-
-    action: str
-    """`create`, `update` or `keep`."""
-    call: ApiCall
-
-    def __str__(self) -> str:
-        noun = self.call.operation.removeprefix("Create").removeprefix("Update")
-        return f"{self.action:<7}{noun:<15}{self.call.request[f'{noun}Name']}"
 
 
 def _name_in(request: Mapping[str, Any]) -> str:

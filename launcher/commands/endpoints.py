@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +32,68 @@ def deploy(options: Options, model: str | None) -> None:
     settings = load_settings(options, {"endpoint.model": model})
     if options.dry_run:
         return show_calls(options, "deploy", settings)
-    from launcher import run
+    from launcher import deployment
 
     tell_price(options, "deploy", settings)
     project = open_project(settings, options)
-    steps, name = project.deployment()
+    planned = deployment.plan(project)
     if not options.json:
-        click.echo("\n".join(f"   {step}" for step in steps))
-    project.apply(steps)
+        click.echo("\n".join(f"   {step}" for step in planned.steps))
+    deployment.apply(project, planned)
     if not options.no_wait:
-        run.follow(project.aws, run.ENDPOINT, name)
-    changed = [{"action": step.action, "operation": step.call.operation} for step in steps]
+        deployment.finish(project, planned)
+    changed = [{"action": step.action, "operation": step.call.operation} for step in planned.steps]
     return show(
         options,
-        {"name": name, "steps": changed},
+        {"name": planned.name, "config": planned.config_name, "previous": planned.previous, "steps": changed},
         [
-            f"-> endpoint {name}" + ("" if options.no_wait else " is in service"),
+            f"-> endpoint {planned.name}" + ("" if options.no_wait else " is in service"),
             f"next: {command('invoke', 'FILE', options)}",
         ],
     )
+
+
+@click.command()
+@click.argument("endpoint", required=False)
+@common_options
+def rollback(options: Options, endpoint: str | None) -> None:
+    """Let ENDPOINT (default: the project's) serve again what it served before its last update."""
+    from launcher.jobs.endpoint import endpoint_name
+
+    settings = load_settings(options)
+    name = endpoint or endpoint_name(settings.config)
+    if options.dry_run:
+        return show_call(options, "UpdateEndpoint", {"EndpointName": name})
+    from launcher import deployment
+
+    project = open_project(settings, options)
+    planned = deployment.rollback(project, name)
+    if not options.no_wait:
+        deployment.finish(project, planned)
+    result = {"name": name, "config": planned.config_name, "previous": planned.previous}
+    return show(options, result, [f"-> endpoint {name} serves {planned.config_name} again"])
+
+
+@click.command()
+@click.option("--idle", metavar="DURATION", help="Also those without an invocation for so long, such as 24h.")
+@common_options
+def reap(options: Options, idle: str | None) -> None:
+    """Delete this project's endpoints that are past their `ttl`, or idle; --dry-run lists them only."""
+    settings = load_settings(options)
+    from launcher import deployment
+    from launcher.config import parse_duration
+
+    try:
+        limit = timedelta(seconds=int(str(parse_duration(idle)))) if idle else None
+    except ValueError as error:
+        raise ConfigError(f"--idle: {error}") from error
+    project = open_project(settings, options)
+    found = deployment.reapable(project, limit, datetime.now(UTC))
+    verb = "would delete" if options.dry_run else "deleted"
+    for item in found if not options.dry_run else []:
+        deployment.delete(project, item.name, wait=not options.no_wait)
+    lines = [f"-> {verb} {item.name}: {item.reason}" for item in found]
+    return show(options, [asdict(item) for item in found], lines or ["-> nothing to delete"])
 
 
 @click.command()
@@ -125,8 +169,9 @@ def delete(options: Options, endpoint: str) -> None:
     settings = load_settings(options)
     if options.dry_run:
         return show_call(options, "DeleteEndpoint", {"EndpointName": endpoint})
-    project = open_project(settings, options)
-    project.delete_endpoint(endpoint, wait=not options.no_wait)
+    from launcher import deployment
+
+    deployment.delete(open_project(settings, options), endpoint, wait=not options.no_wait)
     return show(options, {"deleted": endpoint}, [f"-> deleted the endpoint {endpoint}"])
 
 

@@ -28,16 +28,44 @@ class ServedModel:
 
 def model_call(config: Config, context: JobContext, model: ServedModel) -> ApiCall:
     """CreateModel with a name made of its content: the same model is created once."""
+    return _model_call(config, context, {"PrimaryContainer": _container(config, context, model)})
+
+
+def containers_call(config: Config, context: JobContext, models: dict[str, ServedModel]) -> ApiCall:
+    """CreateModel of several containers.
+
+    Args:
+        config: the project's.
+        context: account and role.
+        models: container name -> its model; containers without one are left out.
+    """
     endpoint = config.endpoint
-    container = {
-        "Image": image_uri(config, "serving", context),
-        "Mode": "MultiModel" if endpoint.multi_model else None,
-        "ModelDataUrl": model.uri,
-        "Environment": dict(endpoint.environment) or None,
-    }
+    containers = [
+        _container(config, context, models.get(item.name))
+        | prune({"ContainerHostname": item.name, "Image": item.image})
+        | ({"Environment": {**endpoint.environment, **item.environment}} if item.environment else {})
+        for item in endpoint.containers
+    ]
+    execution = {"Mode": endpoint.container_mode}
+    return _model_call(config, context, {"Containers": containers, "InferenceExecutionConfig": execution})
+
+
+def _container(config: Config, context: JobContext, model: ServedModel | None) -> dict[str, Any]:
+    endpoint = config.endpoint
+    return prune(
+        {
+            "Image": image_uri(config, "serving", context),
+            "Mode": "MultiModel" if endpoint.multi_model else None,
+            "ModelDataUrl": model.uri if model else None,
+            "Environment": dict(endpoint.environment) or None,
+        }
+    )
+
+
+def _model_call(config: Config, context: JobContext, containers: dict[str, Any]) -> ApiCall:
     body = prune(
         {
-            "PrimaryContainer": container,
+            **containers,
             "ExecutionRoleArn": context.role_arn,
             "VpcConfig": vpc_config(config.network),
             "EnableNetworkIsolation": config.network.isolation or None,
@@ -53,14 +81,21 @@ def calls(config: Config, context: JobContext, models: dict[str, ServedModel]) -
     Args:
         config: the project's.
         context: account, bucket and role.
-        models: variant name -> its model; one named `main` where the section lists no variants.
+        models: variant name -> its model (one named `main` where the section lists no variants), or container
+            name -> its model.
 
     Returns:
         One CreateModel per different model, then CreateEndpointConfig and CreateEndpoint. Model and configuration
         names are made of the content, so that a second deployment of the same is recognised.
     """
     endpoint = config.endpoint
-    model_calls = {name: model_call(config, context, model) for name, model in models.items()}
+    if endpoint.containers:
+        shared = containers_call(config, context, models)
+        model_calls = {DEFAULT_VARIANT: shared}
+        sizes = [model.size_bytes for model in models.values() if model.size_bytes is not None]
+        models = {DEFAULT_VARIANT: ServedModel("", sum(sizes) if sizes else None)}
+    else:
+        model_calls = {name: model_call(config, context, model) for name, model in models.items()}
     variants = [
         _variant(config, variant, model_calls[variant.name].request["ModelName"], models[variant.name])
         for variant in endpoint_variants(endpoint)
@@ -103,6 +138,8 @@ def update_call(config: Config, endpoint_config_name: str) -> ApiCall:
         "EndpointName": endpoint_name(config),
         "EndpointConfigName": endpoint_config_name,
         "DeploymentConfig": _deployment(config.endpoint),
+        # what autoscaling has made of the instance count stays
+        "RetainAllVariantProperties": True if config.endpoint.scaling else None,
     }
     return ApiCall("sagemaker", "UpdateEndpoint", prune(request))
 
@@ -118,7 +155,9 @@ def endpoint_variants(endpoint: Endpoint) -> list[Variant]:
 
 
 def models_of(endpoint: Endpoint) -> dict[str, str]:
-    """Variant name -> model text, shadow included."""
+    """Variant name -> model text, shadow included; of several containers, those that have a model."""
+    if endpoint.containers:
+        return {item.name: item.model for item in endpoint.containers if item.model}
     variants = [*endpoint_variants(endpoint), *([endpoint.shadow] if endpoint.shadow else [])]
     return {variant.name: variant.model for variant in variants}
 

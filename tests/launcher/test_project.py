@@ -7,8 +7,7 @@ import pytest
 
 from launcher import cli
 from launcher.config import Config
-from launcher.errors import AwsRefused, ConfigError, TimedOut
-from launcher.jobs.api import ApiCall
+from launcher.errors import AwsRefused, ConfigError
 
 CAPACITY = {"Error": {"Code": "CapacityError", "Message": "no machines"}}
 
@@ -65,45 +64,16 @@ def test_a_job_that_has_not_finished_has_no_model(project, canned):
         project().artifact_uri("x")
 
 
-def test_a_changed_endpoint_is_updated_with_its_rollout(project, aws, canned, tmp_path):
-    model_archive(tmp_path / "model.tar.gz")
-    made = project("endpoint.model=./model.tar.gz", "endpoint.rollout={type: canary}")
-    canned("DescribeEndpoint", {"EndpointName": "digits", "EndpointConfigName": "old", "EndpointStatus": "InService"})
-    steps, name = made.deployment()
-    assert name == "digits"
-    assert [step.action for step in steps] == ["create", "create", "update"]
-    assert steps[-1].call.request["DeploymentConfig"]["BlueGreenUpdatePolicy"]
-
-
 def test_a_refused_description_is_not_taken_for_a_missing_one(project, canned):
     canned("DescribeEndpoint", {"Error": {"Code": "AccessDeniedException", "Message": "no"}})
     with pytest.raises(AwsRefused, match="AccessDeniedException"):
         project().describe_or_none("Endpoint", "x")
 
 
-def test_deleting_an_endpoint_has_an_end(project, canned, monkeypatch):
-    canned("DescribeEndpoint", {"EndpointName": "x", "EndpointConfigName": "c", "EndpointStatus": "Deleting"})
-    canned("DeleteEndpoint", {})
-    canned("DescribeEndpointConfig", {"Error": {"Code": "ValidationException", "Message": "none"}})
-    monkeypatch.setattr("launcher.project.DELETE_SECONDS", -1)
-    with pytest.raises(TimedOut, match="endpoint x is still being deleted"):
-        project().delete_endpoint("x")
-
-
 def test_a_secret_is_not_sent(project, sent):
     with pytest.raises(ConfigError, match="TOKEN"):
         project("training.environment.TOKEN=ghp_0123456789abcdefghijABCDEFGHIJ012345").start_training()
     assert "CreateTrainingJob" not in [name for name, _ in sent]
-
-
-def test_a_step_reads_as_a_line():
-    from launcher.project import Step
-
-    assert str(Step("create", ApiCall("sagemaker", "CreateModel", {"ModelName": "m"}))).split() == [
-        "create",
-        "Model",
-        "m",
-    ]
 
 
 def test_the_configuration_shows_where_each_value_comes_from(tmp_path, monkeypatch, capsys):

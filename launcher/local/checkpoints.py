@@ -19,14 +19,15 @@ class CheckpointSync:
     one's deletion, so that one complete checkpoint is there at every moment.
     """
 
-    def __init__(self, buckets: Buckets, s3_uri: str, directories: Mapping[str, Path]) -> None:
+    def __init__(self, buckets: Buckets, s3_uri: str, directories: Mapping[str, Path], *, deletes: bool = True) -> None:
         self._buckets = buckets
         self._uri = s3_uri
         self._bucket, prefix = parse_s3_uri(s3_uri)
         self._prefix = prefix.rstrip("/") + "/" if prefix else ""
         self._directories = directories
-        self._synced: dict[str, dict[str, Stamp]] = {}
-        self._seen: dict[str, dict[str, Stamp]] = {}
+        self._deletes = deletes
+        self._synced: dict[str, dict[str, Stamp]] = {host: {} for host in directories}
+        self._seen: dict[str, dict[str, Stamp]] = {host: {} for host in directories}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"checkpoints {s3_uri}", daemon=True)
 
@@ -64,7 +65,7 @@ class CheckpointSync:
                 if self._synced[host].get(name) != stamp:
                     self._upload(host, directory, name, stamp)
             unsettled = [name for name in now if name not in settled]
-            if not unsettled:  # what replaces a deleted file may be the one that is not up yet
+            if self._deletes and not unsettled:  # what replaces a deleted file may be the one that is not up yet
                 for name in [name for name in self._synced[host] if name not in now]:
                     self._buckets.delete(self._bucket, self._prefix + name)
                     del self._synced[host][name]

@@ -9,11 +9,13 @@ from container import contract
 from launcher.local.buckets import BucketError, parse_s3_uri
 from launcher.local.errors import ValidationException
 from launcher.local.inputs import source_objects
+from launcher.local.opt_ml import processing_outputs
 from launcher.local.platform import Platform
 from launcher.local.record_filters import DataProcessing, FilterError, parse_path
 from launcher.local.serving import container_definitions
 from launcher.local.store import MODEL
 
+PROCESSING_DIR = contract.OptMl().processing
 FILTERED_TYPES = ("text/csv", "application/json", "application/jsonlines")
 
 
@@ -156,6 +158,30 @@ def _check_data_processing(request: Mapping[str, Any]) -> None:
             parse_path(path)
     except FilterError as error:
         raise ValidationException(str(error)) from error
+
+
+def check_processing_job(platform: Platform, request: Mapping[str, Any]) -> None:
+    """Refuse a CreateProcessingJob that the service would refuse, or that cannot run here.
+
+    Raises:
+        ValidationException: what is wrong, which value, and what to do.
+    """
+    for item in request.get("ProcessingInputs", []):
+        if item.get("AppManaged", False):
+            continue
+        source = item.get("S3Input")
+        if source is None or source.get("S3InputMode") == "Pipe":
+            raise ValidationException(f"Input {item['InputName']}: the local SageMaker reads S3Input in File mode only")
+        _check_processing_path(source["LocalPath"])
+        check_input(platform, source)
+    for output in processing_outputs(request):
+        _check_processing_path(output["LocalPath"])
+        _check_bucket(platform, output["S3Uri"])
+
+
+def _check_processing_path(path: str) -> None:
+    if not PurePosixPath(path).is_relative_to(PROCESSING_DIR) or ".." in PurePosixPath(path).parts:
+        raise ValidationException(f"LocalPath {path!r} must begin with {PROCESSING_DIR}/")
 
 
 def check_model(platform: Platform, request: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ class ContainerSpec:
 
     name: str  # unique on this machine
     image: str
-    argument: str  # `train` or `serve`; replaced by `arguments`, dropped with an `entrypoint`
+    argument: str  # `train`, `serve` or none; replaced by `arguments`, dropped with an `entrypoint`
     opt_ml: OptMl
     environment: Mapping[str, str] = field(default_factory=dict)
     entrypoint: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class ContainerSpec:
         """What stands after the image ("How Amazon SageMaker AI Runs Your Training Image", four cases)."""
         if self.entrypoint:
             return self.arguments
-        return self.arguments or (self.argument,)
+        return self.arguments or ((self.argument,) if self.argument else ())
 
 
 class Container(Protocol):

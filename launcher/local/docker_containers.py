@@ -38,7 +38,7 @@ class DockerRuntime:
     def start(self, spec: ContainerSpec, write_line: Callable[[str], None]) -> "DockerContainer":
         port = spec.port or DEFAULT_PORT
         options: dict[str, Any] = {
-            "command": list(spec.command),
+            "command": list(spec.command) or None,  # none: the image's own CMD
             "environment": dict(spec.environment) | ({BIND_TO_PORT: str(port)} if port != DEFAULT_PORT else {}),
             "labels": self._labels,
             "mounts": self._mounts(spec),

@@ -13,6 +13,7 @@ from launcher.local.buckets import ACCOUNT
 
 TRAINING_GROUP = "/aws/sagemaker/TrainingJobs"
 TRANSFORM_GROUP = "/aws/sagemaker/TransformJobs"
+PROCESSING_GROUP = "/aws/sagemaker/ProcessingJobs"
 ENDPOINT_GROUP = "/aws/sagemaker/Endpoints"
 SUFFIX = ".log"
 MAX_MESSAGE_BYTES = 256 * 1024  # CloudWatch Logs' limit per event

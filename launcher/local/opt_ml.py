@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from container.contract import DEFAULT_NETWORK_INTERFACE, OptMl
+from container.contract import BASE_DIR, DEFAULT_NETWORK_INTERFACE, OptMl
 
 HOMOGENEOUS_GROUP = "homogeneousCluster"
+UNSET_PROCESSING_MEMBERS = dict.fromkeys(  # "null is used for unset fields" of processingjobconfig.json
+    ("Environment", "ProcessingInputs", "ProcessingOutputConfig", "NetworkConfig", "ExperimentConfig")
+)
 
 
 def write_training_input(
@@ -88,6 +91,39 @@ def resource_config(
         "instance_groups": described,
         "network_interface_name": network_interface,
     }
+
+
+def write_processing_input(
+    opt_ml: OptMl, request: Mapping[str, Any], arn: str, host: str, hosts: Sequence[str]
+) -> None:
+    """Write the two configuration files of a processing job, and create the directories of its outputs.
+
+    Args:
+        opt_ml: the host's own tree.
+        request: a CreateProcessingJob body.
+        arn: of the job.
+        host: one of `hosts`.
+        hosts: every host of the job.
+    """
+    opt_ml.processing_config.mkdir(parents=True, exist_ok=True)
+    opt_ml.output.mkdir(parents=True, exist_ok=True)
+    for output in processing_outputs(request):
+        below(opt_ml, output["LocalPath"]).mkdir(parents=True, exist_ok=True)
+    config = {**UNSET_PROCESSING_MEMBERS, **request, "ProcessingJobArn": arn}
+    resources = {"current_host": host, "hosts": list(hosts), "network_interface_name": DEFAULT_NETWORK_INTERFACE}
+    _write(opt_ml.processing_config / "processingjobconfig.json", config)
+    _write(opt_ml.processing_config / "resourceconfig.json", resources)
+
+
+def processing_outputs(request: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The S3Output of every output of a CreateProcessingJob body."""
+    outputs = request.get("ProcessingOutputConfig", {}).get("Outputs", [])
+    return [output["S3Output"] for output in outputs if "S3Output" in output]
+
+
+def below(opt_ml: OptMl, local_path: str) -> Path:
+    """Where a path that a request gives below `/opt/ml` lies in a host's tree."""
+    return opt_ml.base / Path(local_path).relative_to(BASE_DIR)
 
 
 def _write(path: Path, value: object) -> None:

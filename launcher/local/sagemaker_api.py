@@ -11,6 +11,7 @@ from typing import Any
 from launcher.local.checks import (
     check_endpoint_config,
     check_model,
+    check_processing_job,
     check_training_job,
     check_transform_job,
 )
@@ -24,12 +25,15 @@ from launcher.local.errors import (
     ValidationException,
 )
 from launcher.local.platform import JobQueue, Platform
+from launcher.local.processing import ProcessingJob
 from launcher.local.service_model import serialize, service_model, validate_request
 from launcher.local.store import (
     ENDPOINT,
     ENDPOINT_CONFIG,
+    JOBS,
     KINDS,
     MODEL,
+    PROCESSING_JOB,
     TRAINING_JOB,
     TRANSFORM_JOB,
     Document,
@@ -40,7 +44,6 @@ from launcher.local.transform import TransformJob
 
 TARGET_PREFIX = "SageMaker."
 DEFAULT_PAGE = 10  # "The default value is 10"
-JOBS = (TRAINING_JOB, TRANSFORM_JOB)
 SORT_MEMBERS = {"CreationTime": "CreationTime", "LastModifiedTime": "LastModifiedTime"}
 
 
@@ -56,6 +59,7 @@ class SageMakerApi:
         self._operations: dict[str, Callable[[Document], Document]] = {
             "CreateTrainingJob": self._create_training_job,
             "CreateTransformJob": self._create_transform_job,
+            "CreateProcessingJob": self._create_processing_job,
             "CreateModel": self._create_model,
             "CreateEndpointConfig": self._create_endpoint_config,
             "CreateEndpoint": self._create_endpoint,
@@ -126,6 +130,12 @@ class SageMakerApi:
         answer = self._create(TRANSFORM_JOB, request, "InProgress")
         self._store.update(TRANSFORM_JOB, request["TransformJobName"], TransformStartTime=time.time())
         self._queue.submit(answer["TransformJobArn"], TransformJob(self._platform, request).run)
+        return answer
+
+    def _create_processing_job(self, request: Document) -> Document:
+        check_processing_job(self._platform, request)
+        answer = self._create(PROCESSING_JOB, request, "InProgress")
+        self._queue.submit(answer["ProcessingJobArn"], ProcessingJob(self._platform, request).run)
         return answer
 
     def _create_model(self, request: Document) -> Document:

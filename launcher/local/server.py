@@ -23,7 +23,7 @@ from launcher.local.logs import Logs
 from launcher.local.platform import JobQueue, Platform
 from launcher.local.runtime_api import RuntimeApi
 from launcher.local.sagemaker_api import SageMakerApi
-from launcher.local.store import TRAINING_JOB, TRANSFORM_JOB, Store
+from launcher.local.store import JOBS, TRAINING_JOB, Store
 from launcher.local.training import next_transitions
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class LocalSageMaker:
     def _fail_orphans(self) -> None:
         """Give a true end to the jobs that ran when the last server died."""
         now = time.time()
-        for kind in (TRAINING_JOB, TRANSFORM_JOB):
+        for kind in JOBS:
             for document in self.platform.store.all(kind):
                 if document[kind.status] in ("InProgress", "Stopping"):
                     members: dict[str, Any] = {kind.status: "Failed", "FailureReason": DIED_REASON}
@@ -169,7 +169,7 @@ class LocalSageMaker:
                             "TrainingEndTime": now,
                         }
                     else:
-                        members["TransformEndTime"] = now
+                        members[kind.resource.removesuffix("Job") + "EndTime"] = now
                     self.platform.store.update(kind, document[kind.name], **members)
 
 

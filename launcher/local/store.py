@@ -37,10 +37,14 @@ class Kind:
 
 TRAINING_JOB = Kind("TrainingJob", "training-job", "TrainingJobSummaries", "TrainingJobStatus", "training job")
 TRANSFORM_JOB = Kind("TransformJob", "transform-job", "TransformJobSummaries", "TransformJobStatus", "transform job")
+PROCESSING_JOB = Kind(
+    "ProcessingJob", "processing-job", "ProcessingJobSummaries", "ProcessingJobStatus", "processing job"
+)
 MODEL = Kind("Model", "model", "Models", words="model")
 ENDPOINT_CONFIG = Kind("EndpointConfig", "endpoint-config", "EndpointConfigs", words="endpoint configuration")
 ENDPOINT = Kind("Endpoint", "endpoint", "Endpoints", "EndpointStatus", "endpoint")
-KINDS = (TRAINING_JOB, TRANSFORM_JOB, MODEL, ENDPOINT_CONFIG, ENDPOINT)
+JOBS = (TRAINING_JOB, TRANSFORM_JOB, PROCESSING_JOB)
+KINDS = (*JOBS, MODEL, ENDPOINT_CONFIG, ENDPOINT)
 
 
 class Store:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from container.contract import OptMl, truncate_utf8
 from launcher.local import artifacts
 from launcher.local.buckets import BucketError, parse_s3_uri
 from launcher.local.checkpoints import CheckpointSync
+from launcher.local.cluster import Outcome, supervise
 from launcher.local.containers import TRAIN, Container, ContainerSpec, ContainerStartError, free_port
 from launcher.local.errors import JobFailed
 from launcher.local.inputs import download, shard, source_objects
@@ -20,10 +20,6 @@ from launcher.local.opt_ml import write_training_input
 from launcher.local.platform import SHUTDOWN_REASON, JobControl, Platform, stop_all
 from launcher.local.store import TRAINING_JOB, Document
 
-POLL_SECONDS = 0.1
-PEER_GRACE_SECONDS = 5.0  # what the others get to end by themselves once one host has failed
-PEER_STOP_SECONDS = 20.0  # and then from SIGTERM to SIGKILL
-SHUTDOWN_STOP_SECONDS = 2.0
 STATUS_MESSAGES = {
     "Starting": "Preparing the instances for training",
     "Downloading": "Downloading input data",
@@ -65,15 +61,6 @@ def failure_reason(failure_text: str, exit_code: int) -> str:
     end = f", exit code: {exit_code}"
     text = truncate_utf8(failure_text, contract.FAILURE_REASON_LIMIT - len("AlgorithmError: ") - len(end))
     return f"AlgorithmError: {text}{end}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How the containers of a job ended."""
-
-    secondary_status: str  # Completed, Failed, Stopped, MaxRuntimeExceeded, Interrupted
-    failed_host: str = ""
-    exit_code: int = 0
 
 
 class TrainingJob:
@@ -166,7 +153,8 @@ class TrainingJob:
                 stream = self._platform.logs.stream(TRAINING_GROUP, f"{self._name}/{host}-{stamp}")
                 streams.append(stream)
                 containers[host] = self._start(host, stream)
-            return self._supervise(containers, control, began + max_runtime_seconds(self._request))
+            deadline = began + max_runtime_seconds(self._request)
+            return supervise(containers, control, deadline, contract.TRAINING_STOP_SECONDS, self._report)
         finally:
             stop_all(list(containers.values()), 0)
             if checkpoints:
@@ -205,40 +193,10 @@ class TrainingJob:
             return {}
         return {contract.MASTER_ADDR: "127.0.0.1", contract.MASTER_PORT_VARIABLE: str(self._master_port)}
 
-    def _supervise(self, containers: dict[str, Container], control: JobControl, deadline: float) -> Outcome:
-        while True:
-            codes = {host: container.exit_code for host, container in containers.items()}
-            failed = next((host for host, code in codes.items() if code), None)
-            if failed is not None:
-                return self._fail(containers, failed)
-            if all(code == 0 for code in codes.values()):
-                return Outcome("Completed")
-            if control.shutdown_requested:
-                stop_all(list(containers.values()), SHUTDOWN_STOP_SECONDS)
-                raise JobFailed(SHUTDOWN_REASON)
-            if control.interrupt_requested:
-                self._transition("Interrupted")
-                stop_all(list(containers.values()), 0)
-                return Outcome("Interrupted")
-            if control.stop_requested or time.time() >= deadline:
-                return self._stop(containers, "Stopped" if control.stop_requested else "MaxRuntimeExceeded")
-            control.wake.wait(POLL_SECONDS)
-            control.wake.clear()
-
-    def _fail(self, containers: dict[str, Container], host: str) -> Outcome:
-        """The first host that failed decides; its peers, which may wait for it forever, are ended."""
-        exit_code = containers[host].exit_code or 1
-        grace_ends = time.time() + PEER_GRACE_SECONDS
-        for container in containers.values():
-            container.wait(max(0.0, grace_ends - time.time()))
-        stop_all([container for container in containers.values() if container.exit_code is None], PEER_STOP_SECONDS)
-        return Outcome("Failed", host, exit_code)
-
-    def _stop(self, containers: dict[str, Container], secondary_status: str) -> Outcome:
-        self._update(TrainingJobStatus="Stopping")
-        self._transition("Stopping")
-        stop_all(list(containers.values()), contract.TRAINING_STOP_SECONDS)
-        return Outcome(secondary_status)
+    def _report(self, secondary_status: str) -> None:
+        if secondary_status == "Stopping":
+            self._update(TrainingJobStatus="Stopping")
+        self._transition(secondary_status)
 
     # --- after ------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from werkzeug.exceptions import HTTPException
 
 from container import contract
 from container.serve.exchange import MethodNotAllowed, NotFound, Request, Response, ServeError
+from container.serve.registry import Registry
 from container.serve.service import Service
 
 READ_METHODS = ("GET", "POST")
@@ -15,7 +16,7 @@ READ_METHODS = ("GET", "POST")
 def create_app(service: Service) -> flask.Flask:
     """All routes over `service`."""
     app = flask.Flask("slipway", static_folder=None)
-    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False  # a model's name may hold any characters
 
     @app.route(contract.HEALTH_PATH, methods=READ_METHODS)
     def ping() -> flask.Response:
@@ -32,6 +33,16 @@ def create_app(service: Service) -> flask.Flask:
     def execution_parameters() -> flask.Response:
         return answer(service.execution_parameters())
 
+    if service.registry is not None:
+        add_model_routes(app, service, service.registry)
+
+    add_error_answers(app)
+    return app
+
+
+def add_error_answers(app: flask.Flask) -> None:
+    """Errors as JSON, Flask's own (no such route, no such method) included."""
+
     @app.errorhandler(ServeError)
     def refused(error: ServeError) -> flask.Response:
         return answer(error.response())
@@ -44,7 +55,29 @@ def create_app(service: Service) -> flask.Flask:
             return answer(MethodNotAllowed(message).response((("Allow", allowed),)))
         return answer(NotFound(f"nothing is served at {flask.request.path[:200]!r}").response())
 
-    return app
+
+def add_model_routes(app: flask.Flask, service: Service, registry: Registry) -> None:
+    """The routes of a multi-model endpoint. A name is one opaque thing, slashes in it included."""
+
+    @app.post("/models")
+    def load() -> flask.Response:
+        return answer(registry.load(read(flask.request)))
+
+    @app.get("/models")
+    def names() -> flask.Response:
+        return answer(registry.names(flask.request.args.get("limit"), flask.request.args.get("next_page_token")))
+
+    @app.get("/models/<path:name>")
+    def describe(name: str) -> flask.Response:
+        return answer(registry.describe(name))
+
+    @app.delete("/models/<path:name>")
+    def unload(name: str) -> flask.Response:
+        return answer(registry.unload(name))
+
+    @app.post("/models/<path:name>/invoke")
+    def invoke(name: str) -> flask.Response:
+        return answer(service.invoke(read(flask.request), name))
 
 
 def read(request: flask.Request) -> Request:

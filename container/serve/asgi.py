@@ -24,7 +24,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Answer = asyncio.Future[Response]
 
-FLASK_THREADS = 4  # management and documentation routes: rare, and never in the way of predictions
+FLASK_THREADS = 16  # management routes: rare, but a load may hold one for minutes, and predictions need none
 STREAM_THREADS = 32  # streams that are produced at the same time
 LOOK_SECONDS = 0.25  # how soon a deadline or a client that left is noticed; a shorter request never pays for it
 
@@ -45,13 +45,21 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["type"] == "http" else ""
         if path == contract.INVOCATIONS_PATH and scope["method"] == "POST":
-            await self._invoke(scope, receive, send)
+            await self._invoke(scope, receive, send, None)
+        elif path.startswith("/models/") and (model := self._invoked_model(path, scope["method"])):
+            await self._invoke(scope, receive, send, model)
         elif path == contract.HEALTH_PATH and scope["method"] in ("GET", "POST"):
             await self._send(self.service.ping(), receive, send)
         else:
             await self._flask(scope, receive, send)
 
-    async def _invoke(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _invoked_model(self, path: str, method: str) -> str | None:
+        """The name in `POST /models/{name}/invoke`, already percent-decoded; it may hold anything, slashes too."""
+        if self.service.registry is None or method != "POST" or not path.endswith("/invoke"):
+            return None
+        return path[len("/models/") : -len("/invoke")]
+
+    async def _invoke(self, scope: Scope, receive: Receive, send: Send, model: str | None) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         limit = self.service.plan.max_request_bytes
         announced = headers.get("content-length", "0")
@@ -70,7 +78,7 @@ class Door:
         if self._watch is None:
             self._watch = mailbox.loop.create_task(self._look_after_waiting())
         try:
-            self.service.submit(call)
+            self.service.submit(call, model)
             response = await answer
         except asyncio.CancelledError:
             call.cancelled = True

@@ -102,13 +102,17 @@ class Batcher:
         self._queue.put(call)
 
     def _run(self) -> None:
-        while (first := self._queue.get()) is not None:
-            width = self._cores.take(others_wait=not self._queue.empty())
-            try:
-                use_cores(width)
-                self._compute(self._with_share(first))
-            finally:
-                self._cores.give(width)
+        while (call := self._queue.get()) is not None:
+            self._run_batch(call)
+            del call  # while this thread waits it must not keep a model alive that is being unloaded
+
+    def _run_batch(self, first: Call) -> None:
+        width = self._cores.take(others_wait=not self._queue.empty())
+        try:
+            use_cores(width)
+            self._compute(self._with_share(first))
+        finally:
+            self._cores.give(width)
 
     def _with_share(self, first: Call) -> list[Call]:
         batch = [first]

@@ -2,16 +2,30 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from container.serve.exchange import Request, Response
 from container.serve.handlers import Context
+
+if TYPE_CHECKING:
+    from container.serve.predictor import Predictor
 
 
 class Call:
     """A request, who waits for its answer, and what the stages leave for each other."""
 
-    __slots__ = ("arrived", "bare", "cancelled", "context", "data", "done", "request", "started")
+    __slots__ = (
+        "arrived",
+        "bare",
+        "cancelled",
+        "context",
+        "data",
+        "done",
+        "predictor",
+        "release",
+        "request",
+        "started",
+    )
 
     def __init__(self, request: Request, done: Callable[[Response], None]) -> None:
         self.request = request
@@ -24,6 +38,18 @@ class Call:
         """Set when nobody waits any more; work that has not begun is dropped."""
         self.bare = False
         """Whether the records came as a bare JSON list, so that the answer is one, too."""
+        self.predictor: Predictor | None = None
+        self.release: Callable[[], None] = _nothing
+        """Lets go of the model; called once, when the call is answered or dropped."""
         self.data: Any = None
         self.context: Context | None = None
         """Only where the user wrote handlers."""
+
+    def answer(self, response: Response) -> None:
+        """Hand out the answer and let go of the model."""
+        self.release()
+        self.done(response)
+
+
+def _nothing() -> None:
+    """A model that is there for ever needs no letting go."""

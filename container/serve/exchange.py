@@ -73,6 +73,12 @@ class NotAcceptable(ServeError):
     status = 406
 
 
+class Conflict(ServeError):
+    """A model of that name is there already."""
+
+    status = 409
+
+
 class BodyTooLarge(ServeError):
     """The body is over the server's limit."""
 

@@ -6,11 +6,14 @@ place of the last three; each may take `context` as well. `pre_model_fn(model_di
 `model_warmup_fn(model_dir, model)` run around loading.
 """
 
+import importlib
 import importlib.util
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +23,7 @@ from container import contract
 
 logger = logging.getLogger(__name__)
 
+_IMPORT_LOCK = threading.RLock()
 DEFAULT_PROGRAM = "inference.py"
 MODULE_PREFIX = "slipway_user_"  # the user's file never takes the name of a package it wants to import
 ARGUMENTS = {
@@ -156,6 +160,26 @@ def _import(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look their module up here
     spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def private_modules(directory: Path) -> Iterator[None]:
+    """While this lasts, imports from `directory` work; afterwards nothing of them is left for others to find.
+
+    Several models in one process may each have a `utils.py`. Each keeps the modules it imported at the top of its
+    files; an import inside a function, made later, does not find them.
+    """
+    with _IMPORT_LOCK:
+        path, known = list(sys.path), set(sys.modules)
+        try:
+            yield
+        finally:
+            sys.path[:] = path
+            for name in set(sys.modules) - known:
+                origin = getattr(sys.modules[name], "__file__", None) or ""
+                if name.startswith(MODULE_PREFIX) or Path(origin).is_relative_to(directory):
+                    del sys.modules[name]
+            importlib.invalidate_caches()
 
 
 def _with_context(function: Any, name: str, path: Path) -> Handler:

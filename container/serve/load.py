@@ -1,19 +1,25 @@
 """Loads the model into a service. Its own module because it imports numpy and may import torch, which takes seconds."""
 
 import gc
+import importlib
 import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from container import contract
+from container.serve.call import Call
+from container.serve.exchange import Request
+from container.serve.handlers import private_modules
+from container.serve.plan import ServerPlan
 from container.serve.predictor import Predictor, load_predictor
 from container.serve.service import Service
 
 logger = logging.getLogger(__name__)
 
 
-def load_model(service: Service, model_dir: Path, device: str, environ: Mapping[str, str]) -> Predictor:
-    """Load what is in `model_dir` and have `service` answer with it.
+def serve_model(service: Service, model_dir: Path, device: str, environ: Mapping[str, str]) -> Predictor | None:
+    """Load what is in `model_dir` and have `service` answer with it; in multi-model mode the platform loads later.
 
     Raises:
         HandlerError: the user's file does not fit, or there is nothing to serve.
@@ -22,6 +28,11 @@ def load_model(service: Service, model_dir: Path, device: str, environ: Mapping[
     """
     began = time.monotonic()
     plan = service.plan
+    if service.registry is not None:
+        importlib.import_module("container.serve.classifier")  # and torch with it: no caller should wait for that
+        service.serve_registry()
+        logger.info("ready: no model loaded yet, imports took %.1f s", time.monotonic() - began)
+        return None
     predictor = load_predictor(model_dir, environ, device, plan.default_accept, plan.torch_threads)
     loaded = time.monotonic()
     service.serve(predictor)
@@ -29,6 +40,21 @@ def load_model(service: Service, model_dir: Path, device: str, environ: Mapping[
     functions = ", ".join(predictor.functions.names()) or "built-in handlers"
     warmed = time.monotonic()
     logger.info("ready: %s on %s, loaded in %.1f s, warm-up %.2f s", functions, device, loaded - began, warmed - loaded)
+    return predictor
+
+
+def load_isolated(model_dir: Path, device: str, environ: Mapping[str, str], plan: ServerPlan) -> Predictor:
+    """One of several models of a process: its modules are its own, whatever the others call theirs."""
+    environ = {name: value for name, value in environ.items() if name != contract.SUBMIT_DIRECTORY}
+    with private_modules(model_dir / "code"):
+        predictor = load_predictor(model_dir, environ, device, plan.default_accept, plan.torch_threads)
+    if (warm_up := predictor.warm_up()) is not None:
+        body, content_type = warm_up
+        call = Call(
+            Request("POST", contract.INVOCATIONS_PATH, {"content-type": content_type}, body), lambda response: None
+        )
+        call.data = predictor.decode(call)
+        predictor.encode(predictor.predict([call])[0], call)
     return predictor
 
 

@@ -25,6 +25,7 @@ TORCH_THREADS = "SLIPWAY_TORCH_THREADS"
 MAX_BATCH_SIZE = "SLIPWAY_MAX_BATCH_SIZE"
 MAX_QUEUE_VARIABLE = "SLIPWAY_MAX_QUEUE"
 MAX_REQUEST_BYTES_VARIABLE = "SLIPWAY_MAX_REQUEST_BYTES"
+MODEL_MEMORY_BYTES = "SLIPWAY_MODEL_MEMORY_BYTES"
 MODEL_SERVER_TIMEOUT_SECONDS = "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS"
 
 
@@ -62,6 +63,8 @@ class ServerPlan:
     default_accept: str
     batch: bool
     multi_model: bool
+    model_memory_bytes: int | None
+    """What all models together may take; None: as much as the machine has."""
     keep_alive_seconds: int = KEEP_ALIVE_SECONDS
     graceful_seconds: int = GRACEFUL_SECONDS
     backlog: int = BACKLOG
@@ -87,7 +90,9 @@ def plan_server(machine: Machine, environ: Mapping[str, str], artifact_bytes: in
         PlanError: a variable holds no positive number.
     """
     multi_model = is_true(environ, contract.MULTI_MODEL)
-    processes = _whole(environ, contract.MODEL_SERVER_WORKERS) or _processes(machine, artifact_bytes, multi_model)
+    processes = _whole(environ, contract.MODEL_SERVER_WORKERS) or _processes(machine, artifact_bytes)
+    if multi_model:
+        processes = 1  # one registry: a model loaded through one connection is there for every other
     threads = _whole(environ, COMPUTE_THREADS) or (1 if machine.gpus else max(1, machine.cores // processes))
     torch_threads = _whole(environ, TORCH_THREADS) or max(1, machine.cores // (processes * threads))
     timeout = _whole(environ, MODEL_SERVER_TIMEOUT_SECONDS) or _whole(environ, contract.MODEL_SERVER_TIMEOUT)
@@ -104,12 +109,11 @@ def plan_server(machine: Machine, environ: Mapping[str, str], artifact_bytes: in
         default_accept=environ.get(contract.DEFAULT_INVOCATIONS_ACCEPT) or "application/json",
         batch=is_true(environ, contract.BATCH),
         multi_model=multi_model,
+        model_memory_bytes=_whole(environ, MODEL_MEMORY_BYTES),
     )
 
 
-def _processes(machine: Machine, artifact_bytes: int, multi_model: bool) -> int:
-    if multi_model:
-        return 1  # one registry: a model loaded through one connection is there for every other
+def _processes(machine: Machine, artifact_bytes: int) -> int:
     if machine.gpus:
         return machine.gpus
     if artifact_bytes >= HEAVY_ARTIFACT_BYTES:
@@ -153,6 +157,16 @@ def usable_cores(affinity: int, cpu_max: str) -> int:
 def usable_memory(total: int, memory_max: str) -> int:
     """Bytes by the machine and by a cgroup's `memory.max`."""
     return min(total, int(memory_max)) if memory_max.isdecimal() else total
+
+
+def available_memory() -> int:
+    """Bytes that can still be taken: by the machine's account and by the cgroup's, whichever is less."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    limit, used = _memory_max(), _read(Path("/sys/fs/cgroup/memory.current"))
+    if limit.isdecimal() and used.isdecimal():
+        available = min(available, int(limit) - int(used))
+    return available
 
 
 def _cpu_max() -> str:

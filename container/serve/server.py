@@ -5,7 +5,8 @@ import os
 import socket
 import sys
 import threading
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
@@ -23,7 +24,11 @@ from container.serve.plan import (
     plan_server,
     read_machine,
 )
+from container.serve.registry import Registry
 from container.serve.service import Service
+
+if TYPE_CHECKING:
+    from container.serve.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -155,15 +160,23 @@ class Gunicorn(BaseApplication):
 
     def load(self) -> Door:
         """The application of one process, which answers `/ping` at once and loads its model beside it."""
-        service = Service(self.plan, self.health)
+        service = Service(self.plan, self.health, self._registry() if self.plan.multi_model else None)
         threading.Thread(target=self._load_model, args=(service,), name="load", daemon=True).start()
         return Door(service)
 
+    def _registry(self) -> Registry:
+        def load_one(directory: Path) -> "Predictor":
+            from container.serve import load
+
+            return load.load_isolated(directory, self.device(), os.environ, self.plan)
+
+        return Registry(self.opt_ml.models, load_one, self.plan.model_memory_bytes)
+
     def _load_model(self, service: Service) -> None:
         try:
-            from container.serve.load import load_model, tune  # imports numpy and torch: after the socket answers
+            from container.serve import load  # imports numpy and torch: after the socket answers
 
-            predictor = load_model(service, self.opt_ml.model, self.device(), os.environ)
+            predictor = load.serve_model(service, self.opt_ml.model, self.device(), os.environ)
         except BaseException as error:
             self.health.fail(failures.describe(error))
             logger.debug("the model could not be loaded", exc_info=error)
@@ -171,7 +184,8 @@ class Gunicorn(BaseApplication):
             logging.shutdown()
             os._exit(Arbiter.WORKER_BOOT_ERROR)  # the master halts on it; a thread cannot end the process otherwise
         self.health.mark(self.slot, State.READY)
-        tune(predictor)
+        if predictor is not None:
+            load.tune(predictor)
 
     def device(self) -> str:
         return f"cuda:{self.slot % self.machine.gpus}" if self.machine.gpus else "cpu"

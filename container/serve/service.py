@@ -15,14 +15,17 @@ from container.serve.exchange import (
     BodyTooLarge,
     DeadlineExceeded,
     HandlerFailed,
+    OutOfMemory,
     Request,
     Response,
     ServeError,
     Unavailable,
     json_response,
 )
-from container.serve.health import Health
+from container.serve.failures import classify
+from container.serve.health import Health, State
 from container.serve.plan import ServerPlan
+from container.serve.registry import Registry
 
 if TYPE_CHECKING:  # it imports torch, and the server answers before that is done
     from container.serve.predictor import Predictor
@@ -35,9 +38,11 @@ Done = Callable[[Response], None]
 class Service:
     """Answers requests with the model it was given; until then it says that it is loading."""
 
-    def __init__(self, plan: ServerPlan, health: Health) -> None:
+    def __init__(self, plan: ServerPlan, health: Health, registry: Registry | None = None) -> None:
         self.plan = plan
         self.health = health
+        self.registry = registry
+        """The models of a multi-model endpoint; None: one model, at /invocations."""
         self._predictor: Predictor | None = None
         self._batcher = Batcher(
             self._compute, plan.compute_threads, plan.max_batch_size, plan.max_queue, plan.torch_threads
@@ -63,13 +68,17 @@ class Service:
         if response.status != 200:
             raise RuntimeError(f"the warm-up request was answered with {response.status}: {response.body!r}")
 
+    def serve_registry(self) -> None:
+        """Begin to answer for the models that the platform will load."""
+        self._batcher.start()
+
     def stop(self) -> None:
         """Let the compute threads end after what waits."""
         self._batcher.stop()
 
     def ping(self) -> Response:
         """200 and nothing else once every process answers, else 503 and why. Touches no model."""
-        if self._predictor is not None and not self._batcher.alive():
+        if self.health.state() is State.READY and not self._batcher.alive():
             return json_response(503, {"state": "failed", "error": "a compute thread of this process has ended"})
         return self.health.response()
 
@@ -88,8 +97,8 @@ class Service:
 
     # -- invocations
 
-    def invoke(self, request: Request) -> Response:
-        """Answer a request, waiting for it."""
+    def invoke(self, request: Request, model: str | None = None) -> Response:
+        """Answer a request, waiting for it; of the model of that name in multi-model mode."""
         answered = threading.Event()
         answers: list[Response] = []
 
@@ -98,22 +107,26 @@ class Service:
             answered.set()
 
         call = Call(request, done)
-        self.submit(call)
+        self.submit(call, model)
         if not answered.wait(self.plan.request_timeout_seconds):
             call.cancelled = True
             return self.deadline_exceeded(call).response()
         return answers[0]
 
-    def submit(self, call: Call) -> None:
+    def submit(self, call: Call, model: str | None = None) -> None:
         """Have a request answered through `call.done`, on this or another thread, exactly once."""
         try:
             if len(call.request.body) > self.plan.max_request_bytes:
                 raise self.too_large(len(call.request.body))
-            if self._predictor is None:
+            if model is not None and self.registry is not None:
+                call.predictor, call.release = self.registry.borrow(model)
+            elif self._predictor is None:
                 raise Unavailable("the model is still loading")
+            else:
+                call.predictor = self._predictor
             self._batcher.submit(call)
         except ServeError as error:
-            call.done(error.response())
+            call.answer(error.response())
 
     def should_wait(self) -> bool:
         """Whether this process should not take requests yet: it still loads, and another one answers already."""
@@ -140,23 +153,25 @@ class Service:
         groups: dict[Hashable, list[Call]] = {}
         for call in calls:
             if call.cancelled:
+                call.release()
                 continue
             call.started = time.monotonic()
             key = self._attempt(call, self._decode)
             if key is not FAILED:
-                groups.setdefault(call if key is None else key, []).append(call)
+                groups.setdefault(key, []).append(call)
         for group in groups.values():
             self._predict(group)
 
     def _decode(self, call: Call) -> Hashable:
-        predictor = self._loaded()
+        predictor = _predictor_of(call)
         call.data = predictor.decode(call)
-        return predictor.batch_key(call.data)
+        key = predictor.batch_key(call.data)
+        return call if key is None else (predictor, key)
 
     def _predict(self, group: list[Call]) -> None:
         if len(group) > 1:
             try:
-                predictions = self._loaded().predict(group)
+                predictions = _predictor_of(group[0]).predict(group)
             except Exception as error:  # which request is at fault shows when each is tried alone
                 logger.warning("a batch of %d failed (%s); trying its requests one by one", len(group), error)
             else:
@@ -167,32 +182,35 @@ class Service:
             self._attempt(call, self._predict_alone)
 
     def _predict_alone(self, call: Call) -> None:
-        self._encode(call, self._loaded().predict([call])[0])
+        self._encode(call, _predictor_of(call).predict([call])[0])
 
     def _encode(self, call: Call, prediction: Any) -> None:
-        call.done(self._loaded().encode(prediction, call))
+        call.answer(_predictor_of(call).encode(prediction, call))
 
     def _attempt(self, call: Call, step: Callable[..., Any], *arguments: Any) -> Any:
         """Run one step of one call; what goes wrong is its answer and nobody else's."""
         try:
             return step(call, *arguments)
         except HandlerFailed as error:
-            call.done(self._failed(call, error, str(error)))
+            call.answer(self._failed(call, error, str(error)))
         except ServeError as error:
-            call.done(error.response())
+            call.answer(error.response())
         except (Exception, SystemExit) as error:  # user code may call sys.exit: that ends a request, not the server
-            call.done(self._failed(call, error, "the handler failed; the log has the reason under this id"))
+            call.answer(self._failed(call, error, "the handler failed; the log has the reason under this id"))
         return FAILED
 
     def _failed(self, call: Call, error: BaseException, message: str) -> Response:
+        if self.plan.multi_model and classify(error)[0] == "out-of-memory":
+            return OutOfMemory("memory ran out in the invocation").response()
         identity = f"{os.getpid()}-{next(self._errors)}-{int(time.time())}"
         inference_id = call.request.headers.get(contract.INFERENCE_ID_HEADER.lower(), "")
         logger.error("request failed id=%s inference_id=%s", identity, inference_id, exc_info=error)
         return HandlerFailed(message, id=identity).response()
 
-    def _loaded(self) -> "Predictor":
-        assert self._predictor is not None
-        return self._predictor
+
+def _predictor_of(call: Call) -> "Predictor":
+    assert call.predictor is not None
+    return call.predictor
 
 
 FAILED = object()

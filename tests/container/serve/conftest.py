@@ -1,6 +1,7 @@
 """A tiny artifact, both doors over one core, and real server processes."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -21,8 +22,10 @@ from container.model import ModelSignature, build_network, save_model
 from container.serve.app import create_app
 from container.serve.asgi import Door
 from container.serve.health import Health, State
+from container.serve.load import load_isolated, serve_model
 from container.serve.plan import Machine, plan_server
 from container.serve.predictor import load_predictor
+from container.serve.registry import Registry
 from container.serve.service import Service
 
 CLASSES = tuple("abcdefghij")
@@ -119,6 +122,43 @@ def open_door(request):
     yield opened
     for service in services:
         service.stop()
+
+
+@pytest.fixture
+def open_models(request, tmp_path):
+    """A door to a multi-model core whose models lie below tmp_path/models; `write(name, code)` puts one there."""
+
+    class Models:
+        base = tmp_path / "models"
+        service = None
+
+        def open(self, door, **environ):
+            plan = plan_server(MACHINE, {"SAGEMAKER_MULTI_MODEL": "true", **environ}, 0)
+            health = Health(1)
+            registry = Registry(
+                self.base, lambda directory: load_isolated(directory, "cpu", {}, plan), plan.model_memory_bytes
+            )
+            self.service = Service(plan, health, registry)
+            serve_model(self.service, self.base, "cpu", {})
+            health.mark(health.claim(), State.READY)
+            return door(self.service)
+
+        def write(self, name, code, **files):
+            code_dir = self.base / name / "model" / "code"
+            code_dir.mkdir(parents=True)
+            (code_dir / "inference.py").write_text(textwrap.dedent(code))
+            for file, text in files.items():
+                (code_dir / f"{file}.py").write_text(textwrap.dedent(text))
+            return self.body(name)
+
+        def body(self, name):
+            return json.dumps({"model_name": name, "url": str(self.base / name / "model")}).encode()
+
+    self = Models()
+    self.base.mkdir()
+    yield self
+    if self.service:
+        self.service.stop()
 
 
 @pytest.fixture

@@ -96,7 +96,9 @@ def test_c142_gunicorn_beats_its_heart_in_tmp_where_dev_shm_cannot_be_written():
 
 
 def test_multi_model_mode_is_one_process_so_that_there_is_one_registry():
-    assert plan_server(machine(), {"SAGEMAKER_MULTI_MODEL": "true"}, LIGHT).processes == 1
+    for workers in ("", "4"):
+        environ = {"SAGEMAKER_MULTI_MODEL": "true", "SAGEMAKER_MODEL_SERVER_WORKERS": workers}
+        assert plan_server(machine(), environ, LIGHT).processes == 1
 
 
 @pytest.mark.parametrize(

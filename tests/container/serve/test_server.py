@@ -391,6 +391,24 @@ def test_a_bad_setting_ends_the_server_with_one_line(start_server, artifact):
     assert_fails(server, "bad-setting", "SAGEMAKER_MODEL_SERVER_WORKERS='many'")
 
 
+def test_c115_c121_every_connection_sees_one_registry(start_server, tmp_path):
+    server = start_server(SAGEMAKER_MULTI_MODEL="true", SAGEMAKER_MODEL_SERVER_WORKERS="2")
+    code = tmp_path / "ml0" / "models" / "a" / "model" / "code"
+    code.mkdir(parents=True)
+    (code / "inference.py").write_text("def predict_fn(data, model): return data")
+    server.wait_ready()
+    assert json.loads(server.request("GET", "/models").body) == {"models": []}
+    load = json.dumps({"model_name": "a", "url": str(code.parent)}).encode()
+    assert server.request("POST", "/models", load, JSON).status == 200
+    for _ in range(10):
+        assert server.request("GET", "/models/a").status == 200
+        assert server.request("POST", "/models/a/invoke", b"[1]", JSON).body == b"[1]"
+        assert server.request("POST", "/models", load, JSON).status == 409
+    assert server.request("DELETE", "/models/a").status == 200
+    for _ in range(5):
+        assert server.request("GET", "/models/a").status == 404
+
+
 def test_many_connections_get_their_own_answers(start_server, user_model):
     server = start_server(user_model("def predict_fn(data, model): return data"), **ONE_PROCESS).wait_ready()
     wrong = []

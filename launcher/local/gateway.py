@@ -19,9 +19,12 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.datastructures import EnvironHeaders
 from werkzeug.http import HTTP_STATUS_CODES
 
+from launcher.local.admin import Admin
 from launcher.local.buckets import Buckets
 from launcher.local.errors import InternalFailure, ServiceError
-from launcher.local.runtime_api import RuntimeApi
+from launcher.local.faults import Faults
+from launcher.local.page import PAGE
+from launcher.local.runtime_api import RuntimeApi, runtime_operation
 from launcher.local.sagemaker_api import TARGET_PREFIX, SageMakerApi
 
 logger = logging.getLogger(__name__)
@@ -38,12 +41,13 @@ class Gateway:
     """The WSGI application of the server."""
 
     def __init__(
-        self, sagemaker: SageMakerApi, runtime: RuntimeApi, buckets: Buckets, admin: Callable[[str, str], object]
+        self, sagemaker: SageMakerApi, runtime: RuntimeApi, buckets: Buckets, admin: Admin, faults: Faults
     ) -> None:
         self._sagemaker = sagemaker
         self._runtime = runtime
         self._buckets = buckets
         self._admin = admin
+        self._faults = faults
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._moto_lock = threading.RLock()
 
@@ -53,6 +57,8 @@ class Gateway:
         service = signed_service(environ)
         if path.startswith(ADMIN_PREFIX):
             return self._answer_admin(environ, start_response)
+        if path == "/" and "text/html" in environ.get("HTTP_ACCEPT", ""):
+            return _respond(start_response, 200, PAGE.encode(), "text/html; charset=utf-8")
         if environ.get("HTTP_X_AMZ_TARGET", "").startswith(TARGET_PREFIX):
             return self._answer_sagemaker(environ, start_response)
         if service == "sagemaker" and not path.endswith("/BatchPutMetrics"):
@@ -65,8 +71,10 @@ class Gateway:
     # --- ours -------------------------------------------------------------------------------------------------------
 
     def _answer_admin(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        method, path = environ["REQUEST_METHOD"], environ["REQUEST_URI"].partition("?")[0]
         try:
-            answer = self._admin(environ["REQUEST_METHOD"], environ["PATH_INFO"].removeprefix(ADMIN_PREFIX))
+            headers, body = request_headers(environ), read_body(environ)
+            answer = self._admin.answer(method, path.removeprefix(ADMIN_PREFIX), headers, body)
         except ServiceError as error:
             return _respond_error(start_response, error, "application/json")
         return _respond_json(start_response, 200, answer, "application/json")
@@ -74,6 +82,7 @@ class Gateway:
     def _answer_sagemaker(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         operation = environ["HTTP_X_AMZ_TARGET"].removeprefix(TARGET_PREFIX)
         try:
+            self._faults.check(operation)
             answer = self._sagemaker.answer(operation, read_body(environ))
         except ServiceError as error:
             return _respond_error(start_response, error, JSON_TYPE)
@@ -86,6 +95,7 @@ class Gateway:
     def _answer_runtime(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         try:
             method, path = environ["REQUEST_METHOD"], environ["REQUEST_URI"].partition("?")[0]
+            self._faults.check(runtime_operation(path))
             reply = self._runtime.answer(method, path, request_headers(environ), read_body(environ))
         except ServiceError as error:
             return _respond_error(start_response, error, "application/json")
@@ -165,7 +175,10 @@ def _deleted_keys(environ: Environ) -> list[str]:
 
 
 def _respond_json(start_response: StartResponse, status: int, answer: object, content_type: str) -> list[bytes]:
-    body = json.dumps(answer).encode()
+    return _respond(start_response, status, json.dumps(answer).encode(), content_type)
+
+
+def _respond(start_response: StartResponse, status: int, body: bytes, content_type: str) -> list[bytes]:
     headers = [("Content-Type", content_type), ("Content-Length", str(len(body))), _request_id()]
     start_response(f"{status} {HTTP_STATUS_CODES.get(status, 'Error')}", headers)
     return [body]

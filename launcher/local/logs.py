@@ -73,6 +73,17 @@ class Logs:
             self._ensure(group, name)  # a user may have deleted it meanwhile
             self._backend.put_log_events(group, name, [event])
 
+    def tail(self, group: str, prefix: str, limit: int) -> list[str]:
+        """The last lines of the streams that begin with `prefix`, in the order of time: `<time> <stream> <line>`."""
+        folder = self._directory / group.strip("/")
+        lines = []
+        for path in folder.rglob("*" + SUFFIX):
+            stream = path.relative_to(folder).as_posix().removesuffix(SUFFIX)
+            if stream.startswith(prefix):
+                text = path.read_text(encoding="utf-8", errors="replace").split("\n")[-limit - 1 : -1]
+                lines += [f"{line[:23]} {stream.removeprefix(prefix)} {line[30:]}" for line in text]
+        return sorted(lines, key=lambda line: line[:23])[-limit:]
+
     def restore(self) -> None:
         """Fill CloudWatch Logs from the files of an earlier server."""
         for path in sorted(self._directory.rglob("*" + SUFFIX)):

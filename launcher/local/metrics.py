@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from moto.backends import get_backend
+from moto.cloudwatch.models import MetricDatum
 
 from launcher.local.buckets import ACCOUNT
 
@@ -50,6 +51,16 @@ class MetricScanner:
                 "Dimensions": [{"Name": "TrainingJobName", "Value": self._job_name}],
             }
             self._cloudwatch.put_metric_data(NAMESPACE, [datum])
+
+
+def metric_points(region: str, job_name: str) -> dict[str, list[tuple[float, float]]]:
+    """Every metric of a job as points: epoch seconds and value, in the order in which they came."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for datum in list(get_backend("cloudwatch")[ACCOUNT][region].metric_data):
+        is_of_job = [item.value for item in datum.dimensions] == [job_name]
+        if isinstance(datum, MetricDatum) and datum.namespace == NAMESPACE and is_of_job:
+            points.setdefault(datum.name, []).append((datum.timestamp.replace(tzinfo=UTC).timestamp(), datum.value))
+    return points
 
 
 def _number(text: str | None) -> float | None:

@@ -18,6 +18,11 @@ from launcher.local.served_container import InvocationBroken, InvocationTimeout,
 from launcher.local.serving import Invocation
 
 PATH = re.compile(r"/endpoints/([^/]+)/(invocations|async-invocations|invocations-response-stream)")
+OPERATIONS = {
+    "invocations": "InvokeEndpoint",
+    "async-invocations": "InvokeEndpointAsync",
+    "invocations-response-stream": "InvokeEndpointWithResponseStream",
+}
 STREAM_SECONDS = 480  # "8 minutes in total"
 INLINE_BYTES = 128_000  # Body of InvokeEndpointAsync
 PREFIX = "X-Amzn-SageMaker-"
@@ -134,6 +139,12 @@ class RuntimeApi:
             is_there = False
         if not is_there:
             raise RuntimeValidationError(f"Invalid input location: {uri} does not exist.")
+
+
+def runtime_operation(path: str) -> str:
+    """The API's name for what a path calls; "" where it calls nothing."""
+    match = PATH.fullmatch(path)
+    return OPERATIONS[match[2]] if match else ""
 
 
 def async_request(inference_id: str, headers: Mapping[str, str], output: Mapping[str, str]) -> AsyncRequest:

@@ -10,13 +10,13 @@ import threading
 import time
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import unquote
 
+from launcher.local.admin import Admin
 from launcher.local.buckets import Buckets
 from launcher.local.client import AWS_CONFIG, RUNTIME_VARIABLE, LocalServer
 from launcher.local.containers import ProcessRuntime, Runtime
 from launcher.local.endpoints import Endpoints
-from launcher.local.errors import ResourceNotFound
+from launcher.local.faults import Faults
 from launcher.local.gateway import Gateway
 from launcher.local.http_server import bind, create_http_server
 from launcher.local.logs import Logs
@@ -104,11 +104,13 @@ class LocalSageMaker:
         )
         self._queue = JobQueue(concurrency)
         self._endpoints = Endpoints(self.platform)
+        faults = Faults()
         gateway = Gateway(
             SageMakerApi(self.platform, self._queue, self._endpoints),
             RuntimeApi(self._endpoints, self.platform.buckets),
             self.platform.buckets,
-            self._admin,
+            Admin(self.local, self.platform, self._queue, self._endpoints, faults),
+            faults,
         )
         self._server = create_http_server(gateway, listeners)
 
@@ -139,20 +141,6 @@ class LocalSageMaker:
         self._endpoints.shut_down()
         jobs.join()
         self._server.close()
-
-    def _admin(self, method: str, path: str) -> object:
-        """`/_local/...`: what has no counterpart in AWS."""
-        action, _, argument = path.partition("/")
-        if (method, action) == ("GET", "health"):
-            return {"home": str(self._home), "runtime": self.local.runtime, "pid": self.local.pid}
-        if (method, action) == ("POST", "interrupt"):
-            name = unquote(argument)
-            control = self._queue.control(self.platform.arn(TRAINING_JOB, name))
-            if control is None:
-                raise ResourceNotFound(f"No training job {name!r} is running")
-            control.interrupt()
-            return {}
-        raise ResourceNotFound(f"{method} /_local/{path}: there is health (GET) and interrupt/<training job> (POST)")
 
     def _fail_orphans(self) -> None:
         """Give a true end to the jobs that ran when the last server died."""

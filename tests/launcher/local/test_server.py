@@ -210,7 +210,7 @@ def test_unknown_local_routes_name_the_known_ones(aws):
 
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"{aws.server.url}/_local/nothing")
-    assert "interrupt/<training job>" in json.loads(caught.value.read())["message"]
+    assert "POST interrupt" in json.loads(caught.value.read())["message"]
 
 
 def test_interrupt_without_a_server_says_how_to_start_one(tmp_path):

@@ -171,11 +171,14 @@ def report(asked: Asked, tag: str, since: str) -> None:
         [item.tag, str(item.count), f"{item.instance_hours:.2f}", _usd(item.usd, item.unknown), _usd(item.saved_usd)]
         for item in groups
     ]
-    result = {"tag": tag, "groups": [asdict(item) for item in groups], "items": [asdict(item) for item in spent]}
+    result = {
+        "tag": tag,
+        "groups": [asdict(item) for item in groups],
+        "items": [asdict(item) for item in spent],
+        "prices": {"date": prices.date, "source": prices.source},
+    }
     lines = [table(rows, [tag.upper(), "COUNT", "INSTANCE HOURS", "USD", "SPOT SAVED"])] if rows else ["none"]
-    asked.show(
-        {**result, "prices": {"date": prices.date, "source": prices.source}}, [*lines, f"prices of {prices.date}"]
-    )
+    asked.show(result, [*lines, str(prices)])
 
 
 def _usd(amount: float, unknown: int = 0) -> str:

@@ -29,7 +29,7 @@ def lines(findings: Iterable[Finding]) -> list[str]:
     text = []
     for item in found:
         who = f"{item.identity}: " if item.identity else ""
-        text.append(f"{MARKS[item.status]}  {item.check:<{width}}  {who}{item.detail}")
+        text.append(f"{MARKS[item.status]}  {item.check:<{width}}  {who}{' '.join(item.detail.split())}")
         if item.fix:
             text.append(f"      {'':<{width}}  fix: {item.fix}")
     return text

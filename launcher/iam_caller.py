@@ -35,10 +35,7 @@ PUSH_IMAGE = (
     "ecr:DescribeRepositories",
     "ecr:InitiateLayerUpload",
     "ecr:PutImage",
-    "ecr:PutImageScanningConfiguration",
-    "ecr:PutImageTagMutability",
     "ecr:PutLifecyclePolicy",
-    "ecr:TagResource",
     "ecr:UploadLayerPart",
 )
 
@@ -54,13 +51,14 @@ def caller_statements(
         yield Statement(
             "PassRole", ("iam:PassRole",), (context.role_arn,), {"StringEquals": {"iam:PassedToService": SERVICE}}
         )
-        yield Statement("FindRole", ("iam:GetRole",), (context.role_arn,))
+        if not (config.role or "").startswith("arn:"):
+            yield Statement("FindRole", ("iam:GetRole",), (context.role_arn,))
         groups = log_groups(config, arns, LOG_GROUPS)
         yield Statement("ReadLogs", ("logs:DescribeLogStreams", "logs:GetLogEvents"), groups)
         yield from _transfers(config, context, arns, needs)
         yield from keys(arns, (), values_of(needs, "volume_key"))
     if "deploy" in kinds and config.endpoint.scaling:
-        yield from _scaling(arns)
+        yield from _scaling(config, arns)
     if "push" in kinds:
         yield from _pushing(config, context, arns)
 
@@ -99,6 +97,9 @@ def _endpoints(arns: Arns, names: tuple[str, ...], config: Config) -> Iterator[S
     invoking = "sagemaker:InvokeEndpointAsync" if config.endpoint.asynchronous else "sagemaker:InvokeEndpoint"
     using = (*_actions("Endpoint", "Delete"), "sagemaker:UpdateEndpointWeightsAndCapacities", invoking)
     yield Statement("UseEndpoints", using, endpoints)
+    # `delete` looks for what scales the endpoint, `reap` for the last invocation
+    looking = ("application-autoscaling:DescribeScalableTargets", "cloudwatch:GetMetricStatistics")
+    yield Statement("LookAtEndpoints", looking, ("*",))
 
 
 def _transfers(config: Config, context: JobContext, arns: Arns, needs: tuple[Need, ...]) -> Iterator[Statement]:
@@ -116,18 +117,18 @@ def _transfers(config: Config, context: JobContext, arns: Arns, needs: tuple[Nee
         yield from key_statements(arns, "ReadEncryptedOutputs", ("kms:Decrypt",), values_of(needs, "data_key"), {})
 
 
-def _scaling(arns: Arns) -> Iterator[Statement]:
-    changing = ("RegisterScalableTarget", "DeregisterScalableTarget", "PutScalingPolicy", "DeleteScalingPolicy")
+def _scaling(config: Config, arns: Arns) -> Iterator[Statement]:
+    changing = ("RegisterScalableTarget", "DeregisterScalableTarget", "PutScalingPolicy")
     yield Statement(
         "ScaleEndpoints",
         tuple(f"application-autoscaling:{name}" for name in changing),
         (arns.of("application-autoscaling", "scalable-target/*"),),
         {"StringEquals": {"application-autoscaling:service-namespace": "sagemaker"}},
     )
-    looking = ("application-autoscaling:DescribeScalableTargets", "application-autoscaling:DescribeScalingPolicies")
-    yield Statement("LookAtScaling", looking, ("*",))
+    # target tracking makes alarms of its own in the caller's name; ours wakes an endpoint that was scaled to zero
     alarms = ("cloudwatch:DeleteAlarms", "cloudwatch:DescribeAlarms", "cloudwatch:PutMetricAlarm")
-    yield Statement("ScalingAlarms", alarms, (arns.of("cloudwatch", "alarm:TargetTracking-*"),))
+    named = ("TargetTracking-*", f"{endpoint_name(config)}-*-wake")
+    yield Statement("ScalingAlarms", alarms, tuple(arns.of("cloudwatch", f"alarm:{name}") for name in named))
     linked = f"aws-service-role/sagemaker.application-autoscaling.amazonaws.com/{SCALING_ROLE}"
     yield Statement(
         "ScalingRole",

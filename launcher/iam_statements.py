@@ -26,7 +26,7 @@ PULL_IMAGE = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDo
 WITHOUT_RESOURCES = frozenset(
     {
         "application-autoscaling:DescribeScalableTargets",
-        "application-autoscaling:DescribeScalingPolicies",
+        "cloudwatch:GetMetricStatistics",
         "cloudwatch:PutMetricData",
         "ec2:DescribeDhcpOptions",
         "ec2:DescribeNetworkInterfaces",

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from botocore.parsers import ResponseParserError
+
 from launcher import cost
 from launcher.aws import Aws
 from launcher.config import Config
@@ -114,6 +116,9 @@ def _run(scene: Scene, named: tuple[str, str, Check]) -> list[Finding]:
         return list(check(scene))
     except AwsRefused as error:
         return [refused(name, action, scene.caller, error)]
+    except ResponseParserError as error:  # a local server or a proxy in between that has no such service
+        detail = f"{action} was not answered as AWS answers: {' '.join(str(error).split())[:80]}"
+        return [Finding(name, "skip", detail, "", f"caller {scene.caller}")]
 
 
 def _offline(calls: list[ApiCall]) -> Iterator[Finding]:

@@ -16,44 +16,45 @@ QUOTA_PAGE = "https://{region}.console.aws.amazon.com/servicequotas/home/service
 def check_buckets(scene: Scene) -> Iterator[Finding]:
     """Whether every bucket exists in the job's region, and every given input holds something."""
     uris = values_of(scene.needs, "read", "write", "checkpoint")
-    missing = set()
+    there = set()
     for bucket in dict.fromkeys([scene.context.bucket, *(split_s3_uri(uri)[0] for uri in uris)]):
-        finding = _bucket(scene, bucket)
-        if finding.status != "ok" or finding.detail.endswith("creates it"):
-            missing.add(bucket)
+        finding, exists = _bucket(scene, bucket)
+        if exists:
+            there.add(bucket)
         yield finding
     for uri in values_of(scene.needs, "read"):
         # what the launcher uploads itself, and the model of a job not run yet, cannot be there
         ours = uri in scene.uploaded or scene.context.job_name in uri
-        if not ours and split_s3_uri(uri)[0] not in missing:
+        if not ours and split_s3_uri(uri)[0] in there:
             yield _prefix(scene, uri)
 
 
-def _bucket(scene: Scene, bucket: str) -> Finding:
-    name = f"bucket {bucket}"
+def _bucket(scene: Scene, bucket: str) -> tuple[Finding, bool]:
+    """A finding, and whether what lies in the bucket can be looked at."""
     try:
         reply = scene.aws.call("s3", "HeadBucket", Bucket=bucket)
     except AwsRefused as error:
-        return _bucket_refused(scene, bucket, error)
+        return _bucket_refused(scene, bucket, error), False
     headers = reply["ResponseMetadata"]["HTTPHeaders"]
     region = reply.get("BucketRegion") or headers.get("x-amz-bucket-region") or "us-east-1"
     if region != scene.context.region:
         fix = f"take a bucket in {scene.context.region}, or set region: {region}"
-        return Finding(name, "fail", f"lies in {region} and the job runs in {scene.context.region}", fix)
-    return Finding(name, "ok", f"exists in {region}")
+        detail = f"{bucket} lies in {region} and the job runs in {scene.context.region}"
+        return Finding("bucket", "fail", detail, fix), False
+    return Finding("bucket", "ok", f"{bucket} exists in {region}"), True
 
 
 def _bucket_refused(scene: Scene, bucket: str, error: AwsRefused) -> Finding:
-    name, code = f"bucket {bucket}", error_code(error)
+    code = error_code(error)
     if code in {"404", "NoSuchBucket"}:
         if bucket == scene.context.bucket:
-            return Finding(name, "ok", "does not exist; the first job creates it")
-        return Finding(name, "fail", "does not exist", f"aws s3 mb s3://{bucket}, or correct the name")
+            return Finding("bucket", "ok", f"{bucket} does not exist; the first job creates it")
+        return Finding("bucket", "fail", f"{bucket} does not exist", f"aws s3 mb s3://{bucket}, or correct the name")
     if code in DENIED:
         detail = f"lacks s3:ListBucket on {bucket}, or the bucket belongs to somebody else"
         fix = "add the statement ListBuckets of the policy `caller`, or correct the bucket's own policy"
-        return Finding(name, "fail", detail, fix, f"caller {scene.caller}")
-    return Finding(name, "fail", str(error), "", f"caller {scene.caller}")
+        return Finding("bucket", "fail", detail, fix, f"caller {scene.caller}")
+    return Finding("bucket", "fail", str(error), "", f"caller {scene.caller}")
 
 
 def _prefix(scene: Scene, uri: str) -> Finding:
@@ -76,31 +77,34 @@ def _prefix(scene: Scene, uri: str) -> Finding:
 def check_keys(scene: Scene) -> Iterator[Finding]:
     """Whether every KMS key exists, is enabled, symmetric and in the job's region."""
     for key in values_of(scene.needs, "data_key", "volume_key"):
-        name = f"key {key}"
         try:
             found = scene.aws.call("kms", "DescribeKey", KeyId=key)["KeyMetadata"]
         except AwsRefused as error:
             if error_code(error) != "NotFoundException":
                 raise
-            yield Finding(name, "fail", f"does not exist in {scene.context.region}", "correct the id, ARN or alias")
+            yield Finding(
+                "key", "fail", f"{key} does not exist in {scene.context.region}", "correct the id, ARN or alias"
+            )
             continue
-        yield _key(scene, name, found)
+        yield _key(scene, key, found)
 
 
-def _key(scene: Scene, name: str, found: Mapping[str, Any]) -> Finding:
+def _key(scene: Scene, key: str, found: Mapping[str, Any]) -> Finding:
     region = found["Arn"].split(":")[3]
     if region != scene.context.region:
-        detail = f"lies in {region} and the job runs in {scene.context.region}"
-        return Finding(name, "fail", detail, f"take a key in {scene.context.region}")
+        detail = f"{key} lies in {region} and the job runs in {scene.context.region}"
+        return Finding("key", "fail", detail, f"take a key in {scene.context.region}")
     if found["KeyState"] == "PendingDeletion":
-        return Finding(name, "fail", "is about to be deleted", f"aws kms cancel-key-deletion --key-id {found['KeyId']}")
+        return Finding(
+            "key", "fail", f"{key} is about to be deleted", f"aws kms cancel-key-deletion --key-id {found['KeyId']}"
+        )
     if found["KeyState"] != "Enabled":
-        detail = f"is {found['KeyState'].lower()}"
-        return Finding(name, "fail", detail, f"aws kms enable-key --key-id {found['KeyId']}")
+        detail = f"{key} is {found['KeyState'].lower()}"
+        return Finding("key", "fail", detail, f"aws kms enable-key --key-id {found['KeyId']}")
     if found.get("KeySpec", "SYMMETRIC_DEFAULT") != "SYMMETRIC_DEFAULT":
-        detail = f"is a {found['KeySpec']} key, and S3 and volumes take symmetric ones only"
-        return Finding(name, "fail", detail, "create one with aws kms create-key")
-    return Finding(name, "ok", "enabled")
+        detail = f"{key} is a {found['KeySpec']} key, and S3 and volumes take symmetric ones only"
+        return Finding("key", "fail", detail, "create one with aws kms create-key")
+    return Finding("key", "ok", f"{key} is enabled")
 
 
 def check_quotas(scene: Scene) -> Iterator[Finding]:

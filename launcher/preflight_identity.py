@@ -11,6 +11,11 @@ from launcher.iam import policies
 from launcher.iam_statements import SERVICE, Statement
 from launcher.preflight_scene import Scene, error_code, refused
 
+# Statements of the caller's policy that are needed once, and when: without them most requests still work.
+NEEDED_ONCE = {
+    "CreateBucket": "needed only while the bucket does not exist",
+    "ScalingRole": "needed only while the account has no such service-linked role",
+}
 TRUST_ACTIONS = frozenset({"sts:AssumeRole", "sts:*", "*"})
 
 
@@ -96,15 +101,25 @@ def _policy_source(scene: Scene) -> str | None:
 
 def _simulated(name: str, scene: Scene, source: str, who: str, statements: Iterable[Statement]) -> Iterator[Finding]:
     statements = list(statements)
-    found = [
-        Finding(name, "fail", f"lacks {action} on {resource}{_because(decision)}", _fix(decision, statement, name), who)
-        for statement in statements
-        for action, resource, decision in _denials(scene.aws, source, statement)
-    ]
+    found = [item for statement in statements for item in _denied(name, scene, source, who, statement)]
     if not found:
         count = sum(len(statement.actions) for statement in statements)
         found = [Finding(name, "ok", f"{count} actions allowed (bucket and key policies are not simulated)", "", who)]
     yield from found
+
+
+def _denied(name: str, scene: Scene, source: str, who: str, statement: Statement) -> Iterator[Finding]:
+    """One finding for everything in a statement that is denied for the same reason."""
+    reasons: dict[str, list[tuple[str, str]]] = {}
+    for action, resource, decision in _denials(scene.aws, source, statement):
+        reasons.setdefault(_because(decision), []).append((action, resource))
+    for reason, denied in reasons.items():
+        actions = ", ".join(dict.fromkeys(action for action, _ in denied))
+        resources = list(dict.fromkeys(resource for _, resource in denied))
+        others = f" and {len(resources) - 1} more" if len(resources) > 1 else ""
+        once = NEEDED_ONCE.get(statement.sid)
+        detail = f"lacks {actions} on {resources[0]}{others}{reason}" + (f"; {once}" if once else "")
+        yield Finding(name, "warn" if once else "fail", detail, _fix(reason, statement, name), who)
 
 
 def _denials(aws: Aws, source: str, statement: Statement) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -160,8 +175,8 @@ def _because(decision: Mapping[str, Any]) -> str:
     return " (a statement denies it)" if decision["decision"] == "explicitDeny" else ""
 
 
-def _fix(decision: Mapping[str, Any], statement: Statement, name: str) -> str:
-    if _because(decision):
+def _fix(reason: str, statement: Statement, name: str) -> str:
+    if reason:
         return "ask who owns that policy; an Allow cannot overrule it"
     policy = "caller" if name.startswith("caller") else "execution_role"
     return f"add the statement {statement.sid} of the policy `{policy}` that `python -m launcher iam policy` prints"

@@ -18,6 +18,7 @@ from launcher.needs import Need
 DENIED = frozenset(
     {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AuthorizationError", "403", "Forbidden"}
 )
+HTTP_SERVER_ERROR = 500
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def refused(name: str, action: str, caller: str, error: AwsRefused) -> Finding:
     if error_code(error) in DENIED:
         fix = "attach the policy `preflight` of `python -m launcher iam policy` to the caller"
         return Finding(name, "skip", f"cannot be checked: lacks {action}", fix, f"caller {caller}")
+    if http_status(error) >= HTTP_SERVER_ERROR:  # their trouble, not the caller's; it says nothing about the job
+        return Finding(name, "skip", f"cannot be checked now: {error}", "try again later", f"caller {caller}")
     return Finding(name, "fail", str(error), "", f"caller {caller}")
 
 
@@ -60,3 +63,9 @@ def error_code(error: AwsRefused) -> str:
     """The service's code of a refusal, such as `NoSuchEntity`; empty where it has none."""
     cause = error.__cause__
     return cause.response["Error"].get("Code", "") if isinstance(cause, ClientError) else ""
+
+
+def http_status(error: AwsRefused) -> int:
+    """HTTP status of a refusal; 0 where there was no answer."""
+    cause = error.__cause__
+    return cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(cause, ClientError) else 0

@@ -66,7 +66,7 @@ def test_an_endpoint_costs_by_the_hour_and_by_the_month_of_730_hours(prices):
 
 
 def test_scaling_sets_the_maximum_of_an_endpoint(prices):
-    endpoint = {"instance_type": "ml.m5.xlarge", "instance_count": 2, "scaling": {"min": 1, "max": 4}}
+    endpoint = {"instance_type": "ml.m5.xlarge", "instance_count": 2, "scaling": {"min": 1, "max": 4, "target": 60}}
     found = estimate("deploy", config_of(endpoint=endpoint), prices)
     assert found.usd_per_month == 365
     assert found.usd_maximum == 730
@@ -74,7 +74,8 @@ def test_scaling_sets_the_maximum_of_an_endpoint(prices):
 
 
 def test_an_endpoint_scaled_to_zero_may_still_scale_out(prices):
-    endpoint = {"instance_type": "ml.m5.xlarge", "instance_count": 0, "scaling": {"min": 0, "max": 2}}
+    scaling = {"min": 0, "max": 2}
+    endpoint = {"instance_type": "ml.m5.xlarge", "instance_count": 0, "asynchronous": True, "scaling": scaling}
     found = estimate("deploy", config_of(endpoint=endpoint), prices)
     assert (found.usd_per_month, found.usd_maximum) == (0, 365)
 
@@ -124,7 +125,8 @@ def test_a_job_over_the_cap_is_refused_and_one_at_the_cap_is_not(prices):
 
 def test_an_endpoint_that_could_scale_over_the_cap_is_refused(prices):
     config = config_of(
-        endpoint={"instance_type": "ml.m5.xlarge", "scaling": {"max": 4}}, limits={"max_endpoint_cost_per_month": 500}
+        endpoint={"instance_type": "ml.m5.xlarge", "scaling": {"max": 4, "target": 60}},
+        limits={"max_endpoint_cost_per_month": 500},
     )
     with pytest.raises(OverBudget, match=r"may cost \$730.00 and limits.max_endpoint_cost_per_month is \$500.00"):
         refuse_over_limit(estimate("deploy", config, prices), config.limits)

@@ -36,7 +36,6 @@ IMPLIED = {
     "s3:HeadObject": "s3:GetObject",
     "s3:ListObjectsV2": "s3:ListBucket",
     "s3:DeleteObjects": "s3:DeleteObject",
-    "ecr:BatchDeleteImage": "ecr:PutImage",
 }
 FREE = {"sts:GetCallerIdentity"}  # needs no permission
 

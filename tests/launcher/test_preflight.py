@@ -11,6 +11,7 @@ import boto3
 import botocore.loaders
 import botocore.session
 import pytest
+from botocore.parsers import ResponseParserError
 
 from launcher.aws import Aws
 from launcher.config import Config
@@ -22,6 +23,7 @@ from launcher.preflight_identity import context_entries, sample
 REGION, ACCOUNT = "us-east-1", "123456789012"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/jobs"
 REGISTRY = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
+IMAGE = f"{REGISTRY}/slipway-train:latest"
 DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
 DIGEST = "sha256:" + "ab" * 32
 PRICES = Prices("a test", "2026-01", {REGION: {"instances": {"ml.m5.xlarge": 0.25, "ml.g5.xlarge": 1.5}}})
@@ -37,7 +39,7 @@ class Account:
         self.denied: dict[tuple[str, str], dict] = {}
         self.quotas = {f"{kind} for {use} usage": 4.0 for kind in TYPES for use in USES}
         self.simulated: list[dict[str, str]] = []
-        self.refused: dict[tuple[str, str], str] = {}
+        self.refused: dict[tuple[str, str], str | dict] = {}
         events = aws.session.events
         events.register("before-call.*.*", self._refuse)
         events.register("before-call.iam.SimulatePrincipalPolicy", self._simulate)
@@ -79,7 +81,8 @@ class Account:
         code = self.refused.get((model.service_model.service_name, model.name))
         if code is None:
             return None
-        return SimpleNamespace(status_code=403, headers={}), {"Error": {"Code": code, "Message": "no"}}
+        reply = code if isinstance(code, dict) else {"Error": {"Code": code, "Message": "no"}}
+        return SimpleNamespace(status_code=403, headers={}), reply
 
     def _simulate(self, params, **_):
         body = params["body"]
@@ -130,7 +133,7 @@ def blobs(blob) -> Iterator[str]:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/blob"
     server.shutdown()
@@ -184,7 +187,7 @@ def test_a_healthy_account_passes_every_check(account):
     )
     assert [item for item in found if item.status != "ok"] == []
     checks = {item.check for item in found}
-    assert {"request", "secrets", "cost", "credentials", "role", "trust", "quota", "bucket project"} <= checks
+    assert {"request", "secrets", "cost", "credentials", "role", "trust", "quota", "bucket", "image"} <= checks
     refuse(found)
 
 
@@ -258,7 +261,7 @@ def test_a_caller_who_may_not_look_at_the_role_is_told_so_and_the_rest_is_checke
     finding = one(found, "role")
     assert (finding.status, finding.detail) == ("skip", "cannot be checked: lacks iam:GetRole")
     assert finding.identity == f"caller arn:aws:sts::{ACCOUNT}:user/moto"
-    assert one(found, "bucket project").status == "ok"
+    assert one(found, "bucket").status == "ok"
 
 
 @pytest.mark.parametrize(
@@ -304,6 +307,21 @@ def test_a_caller_who_may_not_pass_the_role_is_named(account):
     assert (finding.check, finding.detail) == ("caller's permissions", f"lacks iam:PassRole on {ROLE}")
     assert finding.identity == f"caller arn:aws:sts::{ACCOUNT}:user/moto"
     assert finding.fix.startswith("add the statement PassRole of the policy `caller`")
+
+
+def test_what_is_denied_together_is_told_together(account):
+    for verb in ("Create", "Stop"):
+        account.denied["moto", f"sagemaker:{verb}TrainingJob"] = {"EvalDecision": "implicitDeny"}
+    finding = only_failure(account.check())
+    job = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:training-job/digits"
+    assert finding.detail == f"lacks sagemaker:CreateTrainingJob, sagemaker:StopTrainingJob on {job} and 1 more"
+
+
+def test_what_is_needed_once_is_only_a_warning(account):
+    account.denied["moto", "s3:CreateBucket"] = {"EvalDecision": "implicitDeny"}
+    finding = one(account.check(bucket=None), "caller's permissions")
+    assert finding.status == "warn"
+    assert finding.detail.endswith("; needed only while the bucket does not exist")
 
 
 def test_passing_the_role_is_simulated_for_sagemaker(account):
@@ -412,13 +430,13 @@ def test_conditions_become_the_simulator_s_context():
 
 
 def test_the_project_s_bucket_may_be_missing_as_the_first_job_creates_it(account):
-    finding = one(account.check(bucket="not-yet-there"), "bucket not-yet-there")
-    assert (finding.status, finding.detail) == ("ok", "does not exist; the first job creates it")
+    finding = one(account.check(bucket="not-yet-there"), "bucket")
+    assert (finding.status, finding.detail) == ("ok", "not-yet-there does not exist; the first job creates it")
 
 
 def test_another_bucket_must_exist(account):
     finding = only_failure(account.check(training={"instance_type": TYPES[0], "channels": {"train": "s3://nowhere/x"}}))
-    assert (finding.check, finding.detail) == ("bucket nowhere", "does not exist")
+    assert (finding.check, finding.detail) == ("bucket", "nowhere does not exist")
     assert finding.fix.startswith("aws s3 mb s3://nowhere")
 
 
@@ -427,7 +445,7 @@ def test_a_bucket_of_another_region_fails(account):
         "s3", "CreateBucket", Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"}
     )
     finding = only_failure(account.check(bucket="far-away"))
-    assert finding.detail == "lies in eu-west-1 and the job runs in us-east-1"
+    assert finding.detail == "far-away lies in eu-west-1 and the job runs in us-east-1"
 
 
 def test_a_bucket_the_caller_may_not_see_names_the_caller(account, refusing):
@@ -479,26 +497,29 @@ def with_key(key: str) -> dict:
 def test_an_enabled_key_passes_by_id_and_by_alias(account):
     key = key_of(account)
     account.aws.call("kms", "CreateAlias", AliasName="alias/jobs", TargetKeyId=key)
-    assert one(account.check(**with_key(key)), f"key {key}").detail == "enabled"
-    assert one(account.check(**with_key("alias/jobs")), "key alias/jobs").detail == "enabled"
+    assert one(account.check(**with_key(key)), "key").detail == f"{key} is enabled"
+    assert one(account.check(**with_key("alias/jobs")), "key").detail == "alias/jobs is enabled"
 
 
 def test_a_disabled_key_fails_with_the_command_that_enables_it(account):
     key = key_of(account)
     account.aws.call("kms", "DisableKey", KeyId=key)
     finding = only_failure(account.check(**with_key(key)))
-    assert (finding.detail, finding.fix) == ("is disabled", f"aws kms enable-key --key-id {key}")
+    assert (finding.detail, finding.fix) == (f"{key} is disabled", f"aws kms enable-key --key-id {key}")
 
 
 def test_a_key_about_to_be_deleted_fails(account):
     key = key_of(account)
     account.aws.call("kms", "ScheduleKeyDeletion", KeyId=key, PendingWindowInDays=7)
     finding = only_failure(account.check(**with_key(key)))
-    assert (finding.detail, finding.fix) == ("is about to be deleted", f"aws kms cancel-key-deletion --key-id {key}")
+    assert (finding.detail, finding.fix) == (
+        f"{key} is about to be deleted",
+        f"aws kms cancel-key-deletion --key-id {key}",
+    )
 
 
 def test_a_key_that_does_not_exist_fails(account):
-    assert only_failure(account.check(**with_key("alias/nobody"))).detail == "does not exist in us-east-1"
+    assert only_failure(account.check(**with_key("alias/nobody"))).detail == "alias/nobody does not exist in us-east-1"
 
 
 def test_an_asymmetric_key_fails(account):
@@ -522,14 +543,12 @@ def test_keys_the_caller_may_not_describe_are_skipped(account, refusing):
 
 
 def image_finding(found: list[Finding]) -> Finding:
-    (finding,) = [item for item in found if item.check.startswith("image ")]
-    return finding
+    return one(found, "image")
 
 
 def test_a_good_image_is_told_with_processor_and_size(account):
     finding = image_finding(account.check())
-    assert finding.check == f"image {REGISTRY}/slipway-train:latest"
-    assert finding.detail == "single Docker v2 manifest, amd64, 2.00 GB compressed"
+    assert finding.detail == f"{IMAGE}: single Docker v2 manifest, amd64, 2.00 GB compressed"
 
 
 def test_an_image_by_digest_is_found(account):
@@ -553,7 +572,7 @@ def test_an_image_by_digest_is_found(account):
 )
 def test_an_image_that_cannot_be_pulled_fails(account, image, detail):
     finding = only_failure(account.check(images={"training": image}))
-    assert finding.detail == detail
+    assert finding.detail.endswith(detail)
     assert finding.fix
 
 
@@ -579,16 +598,26 @@ def test_an_image_of_a_form_sagemaker_refuses_fails(account, media_type, manifes
 def test_an_image_for_another_processor_fails(account, blob):
     blob["architecture"] = "arm64"
     finding = only_failure(account.check())
-    assert finding.detail == "is built for linux/arm64 and ml.m5.xlarge runs linux/amd64"
+    assert finding.detail == f"{IMAGE} is built for linux/arm64 and ml.m5.xlarge runs linux/amd64"
     assert finding.fix.startswith("set its platform to linux/amd64")
 
 
 def test_a_graviton_instance_wants_an_arm_image(account, blob):
     endpoint = {"instance_type": "ml.m7g.xlarge"}
     failed = only_failure(account.check(kinds=("deploy",), endpoint=endpoint))
-    assert failed.detail == "is built for linux/amd64 and ml.m7g.xlarge runs linux/arm64"
+    assert (
+        failed.detail == f"{REGISTRY}/slipway-serve:latest is built for linux/amd64 and ml.m7g.xlarge runs linux/arm64"
+    )
     blob["architecture"] = "arm64"
     assert failures(account.check(kinds=("deploy",), endpoint=endpoint)) == []
+
+
+def test_each_container_of_an_endpoint_is_looked_at(account, blob):
+    blob["architecture"] = "arm64"
+    containers = [{"name": "first"}, {"name": "second", "image": IMAGE}]
+    found = account.check(kinds=("deploy",), endpoint={"instance_type": TYPES[0], "containers": containers})
+    built = [item.detail.partition(" is built for linux/arm64 and ml.m5.xlarge")[0] for item in failures(found)]
+    assert built == [f"{REGISTRY}/slipway-serve:latest", IMAGE]
 
 
 def test_a_windows_image_fails(account, blob):
@@ -734,7 +763,7 @@ def test_each_use_has_its_own_quota(account, values, kinds, quota):
 def test_an_endpoint_needs_quota_for_all_variants_scaled_out(account):
     variants = [{"name": name, "model": "s3://project/m.tar.gz"} for name in ("a", "b")]
     account.aws.call("s3", "PutObject", Bucket="project", Key="m.tar.gz", Body=b"x")
-    endpoint = {"instance_type": "ml.m5.xlarge", "variants": variants, "scaling": {"max": 3}}
+    endpoint = {"instance_type": "ml.m5.xlarge", "variants": variants, "scaling": {"max": 3, "target": 60}}
     assert "the limit is 4 and 6 are needed" in only_failure(account.check(kinds=("deploy",), endpoint=endpoint)).detail
 
 
@@ -757,3 +786,20 @@ def test_a_service_that_fails_otherwise_is_a_failure_in_its_own_words(account, r
     refusing("service-quotas", "ListServiceQuotas", "ServiceException")
     finding = only_failure(account.check())
     assert "ListServiceQuotas was refused: ServiceException" in finding.detail
+
+
+def test_a_service_in_trouble_says_nothing_about_the_job(account):
+    trouble = {"Error": {"Code": "ServiceException", "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": 500}}
+    account.refused["service-quotas", "ListServiceQuotas"] = trouble
+    finding = one(account.check(), "quota")
+    assert (finding.status, finding.fix) == ("skip", "try again later")
+
+
+def test_a_service_that_does_not_answer_as_aws_does_is_skipped(account):
+    def garbled(**_):
+        raise ResponseParserError("Unable to parse response,\n invalid XML received")
+
+    account.aws.session.events.register_first("before-call.service-quotas.ListServiceQuotas", garbled)
+    finding = one(account.check(), "quota")
+    assert finding.status == "skip"
+    assert "was not answered as AWS answers: Unable to parse response, invalid XML" in finding.detail

@@ -178,7 +178,7 @@ class Aws:
             elsewhere = {} if self.region == "us-east-1" else {"LocationConstraint": self.region}
             options: dict[str, Any] = {"CreateBucketConfiguration": elsewhere} if elsewhere else {}
             self.call("s3", "CreateBucket", Bucket=bucket, **options)
-            logger.info("created the bucket %s", bucket)
+            logger.info("-> created the bucket %s", bucket)
         except BotoCoreError as error:
             with refusals("HeadBucket"):
                 raise error

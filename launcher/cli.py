@@ -25,6 +25,7 @@ for verb in (
     endpoints.deploy,
     endpoints.invoke,
     endpoints.endpoints,
+    endpoints.models,
     endpoints.delete,
     endpoints.rollback,
     endpoints.reap,

@@ -1,9 +1,12 @@
 """Invokes an endpoint: one request, or many to measure latency and throughput."""
 
+import hashlib
 import mimetypes
 import statistics
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,9 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from container.contract import REALTIME_PAYLOAD_BYTES
-from launcher.aws import Aws
-from launcher.errors import AwsRefused, ConfigError, JobFailed
-from launcher.jobs.api import without_none
+from launcher.aws import Aws, refusals
+from launcher.errors import AwsRefused, ConfigError, JobFailed, TimedOut
+from launcher.jobs.api import s3_join, split_s3_uri, without_none
 
 CONTENT_TYPES = {
     ".json": "application/json",
@@ -27,6 +30,10 @@ CONTENT_TYPES = {
 }
 
 
+MODEL_ERRORS = frozenset({"ModelError", "ModelStreamError"})
+ASYNC_POLL_SECONDS = 0.5
+
+
 @dataclass(frozen=True)
 class Request:
     """One invocation."""
@@ -37,6 +44,10 @@ class Request:
     accept: str | None = None
     target_variant: str | None = None
     target_model: str | None = None
+    target_container: str | None = None
+    """ContainerHostname, for several containers in direct mode."""
+    session_id: str | None = None
+    """`NEW_SESSION`, or the id that its answer named."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,8 @@ class Answer:
     content_type: str
     variant: str
     seconds: float
+    session_id: str | None = None
+    """Of a session that this request has started."""
 
 
 @dataclass(frozen=True)
@@ -82,37 +95,128 @@ def invoke(aws: Aws, request: Request) -> Answer:
         JobFailed: the container answered with an error; its own words are in the message.
         AwsRefused: the service said no.
     """
+    check_size(request)
+    started = time.perf_counter()
+    with container_errors():
+        reply = aws.call("sagemaker-runtime", "InvokeEndpoint", **_arguments(request))
+    body = reply["Body"].read()
+    seconds = time.perf_counter() - started
+    variant = reply.get("InvokedProductionVariant", "")
+    return Answer(body, reply.get("ContentType", ""), variant, seconds, reply.get("NewSessionId"))
+
+
+def stream(aws: Aws, request: Request) -> Iterator[bytes]:
+    """Send one request and yield the answer's parts as they come.
+
+    Raises:
+        ConfigError: the body is larger than an endpoint takes.
+        JobFailed: the container answered with an error, or broke off.
+        AwsRefused: the service said no.
+    """
+    check_size(request)
+    with container_errors():
+        reply = aws.call("sagemaker-runtime", "InvokeEndpointWithResponseStream", **_arguments(request))
+    with container_errors(), refusals("InvokeEndpointWithResponseStream"):
+        for event in reply["Body"]:
+            yield event["PayloadPart"]["Bytes"]
+
+
+def invoke_async(aws: Aws, request: Request, folder: str, timeout_seconds: float | None) -> tuple[str, bytes | None]:
+    """Queue one request at an asynchronous endpoint.
+
+    Args:
+        aws: where the endpoint is.
+        request: what to send; its body goes to S3 first.
+        folder: S3 URI under which requests are kept.
+        timeout_seconds: how long to wait for the answer; None does not wait.
+
+    Returns:
+        Where the answer lies, and the answer where it was waited for.
+
+    Raises:
+        JobFailed: the container answered with an error.
+        TimedOut: there is no answer yet.
+    """
+    bucket, key = split_s3_uri(s3_join(folder, hashlib.sha256(request.body).hexdigest()[:32]))
+    aws.call("s3", "PutObject", Bucket=bucket, Key=key, Body=request.body)
+    arguments = {
+        "EndpointName": request.endpoint,
+        "InputLocation": f"s3://{bucket}/{key}",
+        "ContentType": request.content_type,
+        "Accept": request.accept,
+    }
+    reply = aws.call("sagemaker-runtime", "InvokeEndpointAsync", **without_none(arguments))
+    if timeout_seconds is None:
+        return reply["OutputLocation"], None
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        answer = _object(aws, reply["OutputLocation"])
+        if answer is not None:
+            return reply["OutputLocation"], answer
+        failure = _object(aws, reply["FailureLocation"]) if reply.get("FailureLocation") else None
+        if failure is not None:
+            raise JobFailed(f"the container failed on the request: {failure.decode('utf-8', 'replace')}")
+        if time.monotonic() > deadline:
+            raise TimedOut(f"no answer after {timeout_seconds:.0f} s; it will lie at {reply['OutputLocation']}")
+        time.sleep(ASYNC_POLL_SECONDS)
+
+
+def _object(aws: Aws, uri: str) -> bytes | None:
+    bucket, key = split_s3_uri(uri)
+    try:
+        return aws.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
+    except ClientError as error:
+        if error.response["Error"]["Code"] in {"NoSuchKey", "404"}:
+            return None
+        with refusals("GetObject"):
+            raise
+
+
+def check_size(request: Request) -> None:
+    """Refuse a body no endpoint takes, before it travels.
+
+    Raises:
+        ConfigError: it is too large.
+    """
     if len(request.body) > REALTIME_PAYLOAD_BYTES:
         raise ConfigError(
             f"the body has {len(request.body)} bytes and an endpoint takes {REALTIME_PAYLOAD_BYTES}; "
             "use a transform job, or an asynchronous endpoint (endpoint.asynchronous: true)"
         )
-    started = time.perf_counter()
+
+
+def _arguments(request: Request) -> dict[str, Any]:
+    return without_none(
+        {
+            "EndpointName": request.endpoint,
+            "Body": request.body,
+            "ContentType": request.content_type,
+            "Accept": request.accept,
+            "TargetVariant": request.target_variant,
+            "TargetModel": request.target_model,
+            "TargetContainerHostname": request.target_container,
+            "SessionId": request.session_id,
+        }
+    )
+
+
+@contextmanager
+def container_errors() -> Iterator[None]:
+    """Tell the container's errors from the service's.
+
+    Raises:
+        JobFailed: the container answered with an error.
+        AwsRefused: the service said no.
+    """
     try:
-        reply = aws.call(
-            "sagemaker-runtime",
-            "InvokeEndpoint",
-            **without_none(
-                {
-                    "EndpointName": request.endpoint,
-                    "Body": request.body,
-                    "ContentType": request.content_type,
-                    "Accept": request.accept,
-                    "TargetVariant": request.target_variant,
-                    "TargetModel": request.target_model,
-                }
-            ),
-        )
+        yield
     except AwsRefused as error:
         raise _container_error(error) or error from error.__cause__
-    body = reply["Body"].read()
-    seconds = time.perf_counter() - started
-    return Answer(body, reply.get("ContentType", ""), reply.get("InvokedProductionVariant", ""), seconds)
 
 
 def _container_error(error: AwsRefused) -> JobFailed | None:
     cause = error.__cause__
-    if not isinstance(cause, ClientError) or cause.response["Error"]["Code"] != "ModelError":
+    if not isinstance(cause, ClientError) or cause.response["Error"]["Code"] not in MODEL_ERRORS:
         return None
     response: Any = cause.response
     message = response.get("OriginalMessage") or cause.response["Error"]["Message"]

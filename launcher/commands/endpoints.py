@@ -1,11 +1,11 @@
 """Verbs about endpoints."""
 
-import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,11 @@ from launcher.commands.options import (
     tell_price,
 )
 from launcher.errors import ConfigError
+
+if TYPE_CHECKING:
+    from launcher.invoke import Request
+    from launcher.project import Project
+    from launcher.settings import Settings
 
 
 @click.command()
@@ -103,49 +108,144 @@ def reap(options: Options, idle: str | None) -> None:
 @click.option("--accept", help="Content type of the answer.")
 @click.option("--target-variant", help="Ask this variant instead of the one the weights choose.")
 @click.option("--target-model", help="Archive below the prefix of a multi-model endpoint.")
+@click.option("--target-container", help="One of several containers in direct mode.")
+@click.option("--session-id", help="NEW_SESSION, or the id that its answer named.")
+@click.option("--stream", is_flag=True, help="Print the answer's parts as they come.")
+@click.option("--timeout", default="15m", show_default=True, help="How long to wait for an asynchronous answer.")
 @click.option("--repeat", type=click.IntRange(min=1), default=1, help="Send it so many times and measure.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=1, help="Requests under way at once.")
 @common_options
-def invoke(  # noqa: PLR0913, PLR0917  # one argument per option
-    options: Options,
-    file: Path,
-    endpoint: str | None,
-    content_type: str | None,
-    accept: str | None,
-    target_variant: str | None,
-    target_model: str | None,
-    repeat: int,
-    concurrency: int,
-) -> None:
+def invoke(options: Options, file: Path, **given: Any) -> None:
     """Send FILE to the endpoint and print the answer; "-" reads standard input."""
+    from launcher.console import show_log
     from launcher.jobs.endpoint import endpoint_name
 
+    show_log(sys.stderr)  # standard output is the answer's, byte by byte
     settings = load_settings(options)
-    name = endpoint or endpoint_name(settings.config)
-    body = read_body(file)
+    name = given["endpoint"] or endpoint_name(settings.config)
+    asynchronous = settings.config.endpoint.asynchronous is not None
     if options.dry_run:
-        request = {"EndpointName": name, "ContentType": content_type or "by the file's ending", "Body": str(file)}
-        return show(
-            options,
-            [{"service": "sagemaker-runtime", "operation": "InvokeEndpoint", "request": request}],
-            [json.dumps(request, indent=2)],
-        )
+        operation = "InvokeEndpointAsync" if asynchronous else "InvokeEndpoint"
+        return show_call(options, operation, {"EndpointName": name}, "sagemaker-runtime")
     from launcher import invoke as invoking
 
-    kind = content_type or invoking.content_type_of(file)
-    request_value = invoking.Request(name, body, kind, accept, target_variant, target_model)
-    aws = open_project(settings, options).aws
-    if repeat > 1:
-        measured = invoking.measure(aws, request_value, repeat, concurrency)
-        return show(options, asdict(measured), [measurement_text(asdict(measured))])
-    answer = invoking.invoke(aws, request_value)
+    targets = {key: given[key] for key in ("target_variant", "target_model", "target_container", "session_id")}
+    content_type = given["content_type"] or invoking.content_type_of(file)
+    request = invoking.Request(name, read_body(file), content_type, given["accept"], **targets)
+    project = open_project(settings, options)
+    if asynchronous:
+        return invoke_queued(options, project, request, given["timeout"])
+    if given["repeat"] > 1:
+        measured = asdict(invoking.measure(project.aws, request, given["repeat"], given["concurrency"]))
+        return show(options, measured, [measurement_text(measured)])
+    if given["stream"]:
+        return write_bytes(invoking.stream(project.aws, request))
+    answer = invoking.invoke(project.aws, request)
     if options.json:
         result = {"body": answer.body.decode("utf-8", "replace"), "content_type": answer.content_type}
-        return show(options, {**result, "variant": answer.variant, "seconds": round(answer.seconds, 4)}, [])
+        more = {"variant": answer.variant, "seconds": round(answer.seconds, 4), "session_id": answer.session_id}
+        return show(options, {**result, **more}, [])
+    return write_bytes([answer.body])
+
+
+def invoke_queued(options: Options, project: "Project", request: "Request", timeout: str) -> None:
+    """Send a request to an asynchronous endpoint and print where the answer lies, or the answer."""
+    from launcher.config import parse_duration
+    from launcher.invoke import invoke_async
+    from launcher.jobs.common import project_uri
+
+    try:
+        seconds = None if options.no_wait else float(str(parse_duration(timeout)))
+    except ValueError as error:
+        raise ConfigError(f"--timeout: {error}") from error
+    folder = project_uri(project.config, project.context(), "async", request.endpoint, "input")
+    location, answer = invoke_async(project.aws, request, folder, seconds)
+    if answer is None or options.json:
+        body = None if answer is None else answer.decode("utf-8", "replace")
+        return show(options, {"output": location, "body": body}, [f"-> queued; the answer will lie at {location}"])
+    return write_bytes([answer])
+
+
+def write_bytes(parts: Iterable[bytes]) -> None:
+    """Print an answer as it is, part by part, and end its last line."""
     sys.stdout.flush()
-    sys.stdout.buffer.write(answer.body + (b"" if answer.body.endswith(b"\n") else b"\n"))
-    sys.stdout.buffer.flush()
-    return None
+    last = b""
+    for part in parts:
+        sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
+        last = part or last
+    if not last.endswith(b"\n"):
+        sys.stdout.buffer.write(b"\n")
+        sys.stdout.buffer.flush()
+
+
+@click.group()
+def models() -> None:
+    """The archives below a multi-model endpoint's prefix (endpoint.model)."""
+
+
+@models.command("ls")
+@common_options
+def list_models(options: Options) -> None:
+    """List them; `invoke --target-model NAME` asks one."""
+    settings = load_settings(options)
+    prefix = models_prefix(settings)
+    if options.dry_run:
+        return show_call(options, "ListObjectsV2", {"Prefix": prefix}, "s3")
+    from launcher import data
+    from launcher.jobs.api import split_s3_uri
+    from launcher.project import size_text
+
+    base = len(split_s3_uri(prefix)[1])
+    found = [item for item in data.objects(open_project(settings, options).aws, prefix) if item["Size"]]
+    return show_table(options, [[item["Key"][base:], size_text(item["Size"])] for item in found], ["NAME", "SIZE"])
+
+
+@models.command("add")
+@click.argument("name")
+@click.argument("archive", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@common_options
+def add_model(options: Options, name: str, archive: Path) -> None:
+    """Put ARCHIVE there as NAME; the endpoint loads it when it is first asked for."""
+    settings = load_settings(options)
+    target = models_prefix(settings) + name
+    if options.dry_run:
+        return show_call(options, "PutObject", {"Key": target}, "s3")
+    from launcher import data
+
+    project = open_project(settings, options)
+    data.upload(project.aws, archive, target, project.progress)
+    next_line = f"next: {command('invoke', f'FILE --target-model {name}', options)}"
+    return show(options, {"model": target}, [f"-> {target}", next_line])
+
+
+@models.command("rm")
+@click.argument("name")
+@common_options
+def remove_model(options: Options, name: str) -> None:
+    """Remove NAME; an endpoint that has loaded it may serve it until its memory is needed."""
+    settings = load_settings(options)
+    from launcher.jobs.api import split_s3_uri
+
+    bucket, key = split_s3_uri(models_prefix(settings) + name)
+    if options.dry_run:
+        return show_call(options, "DeleteObject", {"Bucket": bucket, "Key": key}, "s3")
+    open_project(settings, options).aws.call("s3", "DeleteObject", Bucket=bucket, Key=key)
+    return show(options, {"removed": name}, [f"-> removed {name}"])
+
+
+def models_prefix(settings: "Settings") -> str:
+    """The prefix of a multi-model endpoint, ending in a slash.
+
+    Raises:
+        ConfigError: the project's endpoint is of another kind.
+    """
+    endpoint = settings.config.endpoint
+    if not endpoint.multi_model or not (endpoint.model or "").startswith("s3://"):
+        raise ConfigError(
+            "this is for multi-model endpoints: set endpoint.multi_model: true and endpoint.model: s3://…/"
+        )
+    return f"{endpoint.model}".rstrip("/") + "/"
 
 
 @click.command()

@@ -4,10 +4,11 @@ import io
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import EventStreamError
 from botocore.response import StreamingBody
 
-from launcher import invoke
-from launcher.errors import AwsRefused, ConfigError, JobFailed
+from launcher import cli, invoke
+from launcher.errors import AwsRefused, ConfigError, JobFailed, TimedOut
 
 REQUEST = invoke.Request("digits", b"[1]", "application/json")
 
@@ -74,8 +75,123 @@ def test_percentiles_are_those_of_the_answered():
     assert measured.max_ms == pytest.approx(100)
 
 
+def test_the_parts_of_a_stream_come_one_by_one(aws, canned):
+    parts = [{"PayloadPart": {"Bytes": b"one "}}, {"PayloadPart": {"Bytes": b"two"}}]
+    canned("InvokeEndpointWithResponseStream", {"Body": iter(parts)}, service="sagemaker-runtime")
+    assert list(invoke.stream(aws, REQUEST)) == [b"one ", b"two"]
+
+
+def test_a_stream_that_breaks_off_is_a_failure(aws, canned):
+    def broken():
+        yield {"PayloadPart": {"Bytes": b"one"}}
+        raise EventStreamError({"Error": {"Code": "ModelStreamError", "Message": "gone"}}, "stream")
+
+    canned("InvokeEndpointWithResponseStream", {"Body": broken()}, service="sagemaker-runtime")
+    with pytest.raises(JobFailed, match="the container answered with an error: gone"):
+        list(invoke.stream(aws, REQUEST))
+
+
+@pytest.fixture
+def queue(aws, canned):
+    """An asynchronous endpoint that has answered already: with success, failure or not yet."""
+    aws.ensure_bucket("bucket")
+
+    def answered(key=None):
+        if key:
+            aws.call("s3", "PutObject", Bucket="bucket", Key=key, Body=b"answer")
+        return aws
+
+    locations = {"OutputLocation": "s3://bucket/out/1.out", "FailureLocation": "s3://bucket/fail/1.out"}
+    canned("InvokeEndpointAsync", locations, service="sagemaker-runtime")
+    return answered
+
+
+def test_an_asynchronous_answer_is_fetched(queue):
+    location, answer = invoke.invoke_async(queue("out/1.out"), REQUEST, "s3://bucket/in", 5)
+    assert (location, answer) == ("s3://bucket/out/1.out", b"answer")
+
+
+def test_an_asynchronous_answer_need_not_be_waited_for(queue, aws):
+    assert invoke.invoke_async(queue(), REQUEST, "s3://bucket/in", None) == ("s3://bucket/out/1.out", None)
+    (request,) = aws.call("s3", "ListObjectsV2", Bucket="bucket")["Contents"]
+    assert request["Key"].startswith("in/")
+
+
+def test_an_asynchronous_failure_is_told(queue):
+    with pytest.raises(JobFailed, match="the container failed on the request: answer"):
+        invoke.invoke_async(queue("fail/1.out"), REQUEST, "s3://bucket/in", 5)
+
+
+def test_an_asynchronous_answer_that_does_not_come_has_an_end(queue):
+    with pytest.raises(TimedOut, match=r"no answer after 0 s; it will lie at s3://bucket/out/1\.out"):
+        invoke.invoke_async(queue(), REQUEST, "s3://bucket/in", 0)
+
+
+def test_an_answer_that_may_not_be_read_is_a_refusal(aws, canned):
+    canned("GetObject", {"Error": {"Code": "AccessDenied", "Message": "no"}}, service="s3")
+    canned("InvokeEndpointAsync", {"OutputLocation": "s3://bucket/1"}, service="sagemaker-runtime")
+    aws.ensure_bucket("bucket")
+    with pytest.raises(AwsRefused, match="GetObject was refused: AccessDenied"):
+        invoke.invoke_async(aws, REQUEST, "s3://bucket/in", 5)
+
+
 @pytest.mark.parametrize(
     ("name", "content_type"), [("a.PNG", "image/png"), ("a.jsonl", "application/jsonlines"), ("a.html", "text/html")]
 )
 def test_the_content_type_follows_the_ending(name, content_type):
     assert invoke.content_type_of(Path(name)) == content_type
+
+
+@pytest.fixture
+def verbs(aws, monkeypatch, tmp_path):
+    """A project directory whose account is moto's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launcher.aws.Aws", lambda region: aws)
+    (tmp_path / "row.json").write_text("[1]")
+    (tmp_path / "launcher.yaml").write_text("name: digits\nrole: arn:aws:iam::123456789012:role/jobs\n")
+
+
+@pytest.mark.usefixtures("verbs")
+def test_the_verb_prints_the_answer_as_it_is(canned, capfdbinary):
+    canned("InvokeEndpoint", answer(b"[7]"), service="sagemaker-runtime")
+    assert cli.main(["invoke", "row.json"]) == 0
+    assert capfdbinary.readouterr().out == b"[7]\n"
+
+
+@pytest.mark.usefixtures("verbs")
+def test_the_verb_prints_a_stream(canned, capfdbinary):
+    parts = [{"PayloadPart": {"Bytes": b"one "}}, {"PayloadPart": {"Bytes": b"two\n"}}]
+    canned("InvokeEndpointWithResponseStream", {"Body": iter(parts)}, service="sagemaker-runtime")
+    assert cli.main(["invoke", "row.json", "--stream"]) == 0
+    assert capfdbinary.readouterr().out == b"one two\n"
+
+
+@pytest.mark.usefixtures("verbs")
+def test_the_verb_queues_a_request_where_the_endpoint_is_asynchronous(canned, capfdbinary, aws):
+    aws.ensure_bucket("bucket")
+    aws.call("s3", "PutObject", Bucket="bucket", Key="1.out", Body=b"[7]")
+    canned("InvokeEndpointAsync", {"OutputLocation": "s3://bucket/1.out"}, service="sagemaker-runtime")
+    asynchronous = ["--set", "endpoint.asynchronous=true"]
+    assert cli.main(["invoke", "row.json", *asynchronous]) == 0
+    assert capfdbinary.readouterr().out == b"[7]\n"
+    assert cli.main(["invoke", "row.json", *asynchronous, "--no-wait"]) == 0
+    assert capfdbinary.readouterr().out == b"-> queued; the answer will lie at s3://bucket/1.out\n"
+    assert cli.main(["invoke", "row.json", *asynchronous, "--timeout", "soon"]) == 2
+
+
+@pytest.mark.usefixtures("verbs")
+def test_the_models_of_a_multi_model_endpoint_are_kept(aws, capsys, tmp_path):
+    aws.ensure_bucket("bucket")
+    (tmp_path / "m.tar.gz").write_bytes(b"x" * 10)
+    options = ["--set", "endpoint.multi_model=true", "--set", "endpoint.model=s3://bucket/models"]
+    assert cli.main(["models", "add", "a.tar.gz", "m.tar.gz", *options]) == 0
+    assert "next: python -m launcher invoke FILE --target-model a.tar.gz" in capsys.readouterr().out
+    assert cli.main(["models", "ls", *options]) == 0
+    assert "a.tar.gz  10 B" in capsys.readouterr().out
+    assert cli.main(["models", "rm", "a.tar.gz", *options]) == 0
+    assert cli.main(["models", "ls", *options]) == 0
+    assert "none" in capsys.readouterr().out
+    assert cli.main(["models", "ls"]) == 2
+    assert "set endpoint.multi_model: true" in capsys.readouterr().err
+    for verb in (["ls"], ["add", "a", "m.tar.gz"], ["rm", "a"]):
+        assert cli.main(["models", *verb, "--dry-run", *options]) == 0

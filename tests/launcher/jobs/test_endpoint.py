@@ -23,6 +23,15 @@ endpoint:
   capture: {sampling: 20}
   kms_key: alias/key
 """,
+    "containers": """
+name: digits
+endpoint:
+  instance_type: ml.m5.large
+  environment: {SHARED: 1}
+  container_mode: Direct
+  containers: [{name: prepare, image: "111122223333.dkr.ecr.us-east-1.amazonaws.com/prepare:1", environment: {A: 1}},
+    {name: classify, model: s3://b/1}]
+""",
     "multi_model": "name: digits\nendpoint: {multi_model: true, instance_type: ml.m5.xlarge}",
 }
 

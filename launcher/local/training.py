@@ -1,7 +1,7 @@
 """The life of one training job: prepare, download, train, upload, and the true end."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from launcher.local.errors import JobFailed
 from launcher.local.inputs import download, shard, source_objects
 from launcher.local.logs import TRAINING_GROUP, LogStream
 from launcher.local.metrics import MetricScanner
-from launcher.local.opt_ml import write_training_input
+from launcher.local.opt_ml import resource_config, write_training_input
 from launcher.local.platform import SHUTDOWN_REASON, JobControl, Platform, stop_all
 from launcher.local.store import TRAINING_JOB, Document
 
@@ -39,6 +39,15 @@ def host_names(request: Mapping[str, Any]) -> list[str]:
     resources = request["ResourceConfig"]
     groups = resources.get("InstanceGroups") or [{"InstanceCount": resources.get("InstanceCount", 1)}]
     return [f"algo-{index}" for index in range(1, 1 + sum(group["InstanceCount"] for group in groups))]
+
+
+def hosts_of_groups(request: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The hosts of the named instance groups; every host where no group is named."""
+    hosts = host_names(request)
+    if not names:
+        return hosts
+    groups = resource_config(request, hosts[0], hosts, "")["instance_groups"]
+    return [host for group in groups if group["instance_group_name"] in names for host in group["hosts"]]
 
 
 def job_environment(request: Mapping[str, Any], arn: str) -> dict[str, str]:
@@ -123,9 +132,10 @@ class TrainingJob:
             source = channel["DataSource"]["S3DataSource"]
             objects = source_objects(self._platform.buckets, source)
             distribution = source.get("S3DataDistributionType", "FullyReplicated")
-            for index, tree in enumerate(self._trees.values()):
-                mine = shard(objects, index, len(self._hosts), distribution)
-                download(self._platform.buckets, mine, tree.channel(channel["ChannelName"]))
+            hosts = hosts_of_groups(self._request, source.get("InstanceGroupNames", []))
+            for index, host in enumerate(hosts):
+                mine = shard(objects, index, len(hosts), distribution)
+                download(self._platform.buckets, mine, self._trees[host].channel(channel["ChannelName"]))
         if "CheckpointConfig" not in self._request:
             return None
         directories = {host: self._checkpoint_directory(tree) for host, tree in self._trees.items()}

@@ -21,6 +21,10 @@ CAUSES = {
     "HandlerError": ("bad-handler", "correct code/inference.py"),
     "SafetensorError": ("bad-model", "the weights file is damaged: pack it again"),
     "PlanError": ("bad-setting", "correct the variable in the model's Environment"),
+    "RequirementsError": (
+        "requirements",
+        "bake the packages into the image, or ship their wheels in code/wheels of model.tar.gz",
+    ),
     "PortTaken": ("port-taken", "set SAGEMAKER_BIND_TO_PORT to a free port, or end the process that holds this one"),
     "SystemExit": ("exit", "code that is imported or loads a model must not call sys.exit"),
 }

@@ -15,6 +15,7 @@ from gunicorn.errors import HaltServer
 from container import contract
 from container.serve import failures
 from container.serve.asgi import Door
+from container.serve.handlers import HandlerError, find_program
 from container.serve.health import Health, State
 from container.serve.plan import (
     Machine,
@@ -25,6 +26,7 @@ from container.serve.plan import (
     read_machine,
 )
 from container.serve.registry import Registry
+from container.serve.requirements import RequirementsError, install_requirements, put_on_path
 from container.serve.service import Service
 
 if TYPE_CHECKING:
@@ -49,13 +51,22 @@ def main() -> int:
         size = artifact_size(opt_ml.model)
         plan = plan_server(machine, os.environ, size)
         check_port(plan.port)
-    except (PlanError, PortTaken) as error:
+        install(opt_ml)
+    except (PlanError, PortTaken, HandlerError, RequirementsError) as error:
         logger.error("%s", failures.describe(error))
         return 1
     logger.info("serving: %s (cores=%d memory=%.1fGiB gpus=%d artifact=%.1fMB)", *_figures(plan, machine, size))
     prepare_environment(plan)
     Gunicorn(plan, machine, opt_ml).run()
     return 0
+
+
+def install(opt_ml: contract.OptMl) -> None:
+    """Install what the user's code asks for, once, before any process imports it."""
+    program = find_program(opt_ml.model, os.environ)
+    target = install_requirements(program.parent, os.environ) if program else None
+    if target is not None:
+        put_on_path(target)
 
 
 def _figures(plan: ServerPlan, machine: Machine, size: int) -> tuple[Any, ...]:

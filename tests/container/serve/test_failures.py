@@ -3,6 +3,7 @@ import pytest
 from container.model import ModelFormatError
 from container.serve.failures import describe
 from container.serve.handlers import HandlerError
+from container.serve.requirements import RequirementsError
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,7 @@ from container.serve.handlers import HandlerError
         (ModelFormatError("x"), "bad-model"),
         (HandlerError("x"), "bad-handler"),
         (SystemExit(0), "exit"),
+        (RequirementsError("x"), "requirements"),
         (KeyError("weights"), "handler-error"),
     ],
 )

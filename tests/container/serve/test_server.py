@@ -386,6 +386,13 @@ def test_a_port_that_is_taken_ends_the_server(start_server, artifact):
         assert_fails(server, "port-taken", "SAGEMAKER_BIND_TO_PORT")
 
 
+def test_c108_requirements_that_cannot_be_met_end_the_server_at_once(start_server, user_model):
+    model = user_model("def predict_fn(data, model): return data")
+    (model / "code" / "requirements.txt").write_text("slipway-absent-package==9\n")
+    (model / "code" / "wheels").mkdir()
+    assert_fails(start_server(model), "requirements", "slipway-absent-package==9 cannot be installed")
+
+
 def test_a_bad_setting_ends_the_server_with_one_line(start_server, artifact):
     server = start_server(artifact, SAGEMAKER_MODEL_SERVER_WORKERS="many")
     assert_fails(server, "bad-setting", "SAGEMAKER_MODEL_SERVER_WORKERS='many'")

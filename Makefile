@@ -39,7 +39,9 @@ $(VENV)/.installed: requirements/dev.txt requirements/uv.txt pyproject.toml
 	    { echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "python3 lacks venv: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r requirements/dev.txt
+	@echo "installing what requirements/dev.txt pins into $(VENV): 6 GB, a few minutes the first time"
+	@[ -t 1 ] || quiet=--quiet; export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
+	    $(BIN)/uv pip install $$quiet --compile-bytecode --require-hashes -r requirements/dev.txt
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

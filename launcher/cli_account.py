@@ -117,7 +117,7 @@ def context_of(config: "Config", account: str | None) -> "tuple[JobContext, list
 @click.command()
 @for_kinds(*JOB_KINDS)
 @asking
-def preflight(asked: Asked, kinds: tuple[str, ...]) -> None:
+def preflight(asked: Asked, kinds: tuple[Any, ...]) -> None:
     """Ask AWS, reading only, for everything that would make a request fail later; say who lacks what."""
     from launcher import preflight as checks
     from launcher.aws import Aws

@@ -15,6 +15,7 @@ from launcher.aws import Aws
 from launcher.config import Config
 from launcher.errors import AwsRefused, ConfigError, LauncherError
 from launcher.findings import Finding, failures
+from launcher.iam_caller import Kind
 from launcher.jobs.api import ApiCall, JobContext
 from launcher.needs import needs_of, planned_calls, values_of
 from launcher.preflight_account import check_buckets, check_keys, check_quotas
@@ -37,7 +38,7 @@ class PreflightRefused(LauncherError):
 
 
 def preflight(
-    config: Config, aws: Aws, prices: cost.Prices, kinds: Iterable[str] = ("train", "transform", "deploy")
+    config: Config, aws: Aws, prices: cost.Prices, kinds: Iterable[Kind] = ("train", "transform", "deploy")
 ) -> list[Finding]:
     """Every check of what the configuration is about to do.
 
@@ -137,9 +138,9 @@ def _offline(calls: list[ApiCall]) -> Iterator[Finding]:
         yield Finding("secrets", "ok", "none in environment and hyperparameters")
 
 
-def _costs(config: Config, prices: cost.Prices, kinds: tuple[str, ...]) -> Iterator[Finding]:
-    for kind in ("train", "transform", "deploy"):
-        if kind not in kinds:
+def _costs(config: Config, prices: cost.Prices, kinds: tuple[Kind, ...]) -> Iterator[Finding]:
+    for kind in kinds:
+        if kind == "push":
             continue
         found = cost.estimate(kind, config, prices)
         try:

@@ -36,7 +36,8 @@ def check_role(config: Config, aws: Aws, caller: Mapping[str, Any]) -> tuple[lis
         if error_code(error) == "NoSuchEntity":
             fix = "create it with the trust policy and the policy that `python -m launcher iam policy` prints"
             return [Finding("role", "fail", "does not exist", fix, who)], None
-        return [refused("role", "iam:GetRole", caller["Arn"], error)], arn
+        guessed = f"arn:{caller['Arn'].split(':')[1]}:iam::{caller['Account']}:role/{name}"
+        return [refused("role", "iam:GetRole", caller["Arn"], error)], arn or guessed
     return [Finding("role", "ok", "exists", "", f"execution role {role['Arn']}"), _trust(role, caller)], role["Arn"]
 
 
@@ -75,13 +76,13 @@ def check_caller(scene: Scene) -> Iterator[Finding]:
         detail = "is the account's root, or federated: IAM cannot simulate it"
         yield Finding("caller's permissions", "skip", detail, "work with an IAM role instead", who)
         return
-    statements = policies(scene.config, scene.context, scene.kinds).caller  # type: ignore[arg-type]  # some of the kinds
+    statements = policies(scene.config, scene.context, scene.kinds).caller
     yield from _simulated("caller's permissions", scene, source, who, statements)
 
 
 def check_role_permissions(scene: Scene) -> Iterator[Finding]:
     """Whether the execution role may read, write, log and pull."""
-    statements = policies(scene.config, scene.context, scene.kinds).execution_role  # type: ignore[arg-type]
+    statements = policies(scene.config, scene.context, scene.kinds).execution_role
     yield from _simulated("role's permissions", scene, scene.context.role_arn, scene.role, statements)
 
 

@@ -9,6 +9,7 @@ from launcher.aws import Aws
 from launcher.config import Config
 from launcher.errors import AwsRefused
 from launcher.findings import Finding
+from launcher.iam_caller import Kind
 from launcher.jobs import training, transform
 from launcher.jobs.api import JobContext
 from launcher.jobs.common import is_local_model, model_data_uri
@@ -27,7 +28,7 @@ class Scene:
 
     config: Config
     aws: Aws
-    kinds: tuple[str, ...]
+    kinds: tuple[Kind, ...]
     caller: str
     """ARN of who asks."""
     context: JobContext

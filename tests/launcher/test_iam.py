@@ -256,3 +256,14 @@ def calls(path: Path) -> set[str]:
         if len(words) == 2 and getattr(node.func, "attr", getattr(node.func, "id", "")) in {"call", "ApiCall"}:
             found.add(f"{prefixes.get(words[0], words[0])}:{words[1]}")
     return found
+
+
+@pytest.mark.parametrize("values", [{}, FULL, {"region": "cn-north-1"}])
+def test_iam_accepts_every_document(aws, values):
+    documents = of(values).documents()
+    iam = aws.client("iam")
+    iam.create_role(RoleName="jobs", AssumeRolePolicyDocument=json.dumps(documents["trust"]))
+    for name in ("execution_role", "caller", "preflight"):
+        # as an inline policy of a role: the larger limit, so that what is judged is the form
+        iam.put_role_policy(RoleName="jobs", PolicyName=name, PolicyDocument=json.dumps(documents[name]))
+        assert iam.get_role_policy(RoleName="jobs", PolicyName=name)["PolicyDocument"] == documents[name]

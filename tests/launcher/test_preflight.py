@@ -264,6 +264,13 @@ def test_a_caller_who_may_not_look_at_the_role_is_told_so_and_the_rest_is_checke
     assert one(found, "bucket").status == "ok"
 
 
+def test_a_role_known_by_name_only_is_guessed_where_nobody_may_look_at_it(account, refusing):
+    refusing("iam", "GetRole", "AccessDenied")
+    found = account.check(role="jobs")
+    assert one(found, "role").status == "skip"
+    assert one(found, "role's permissions").identity == f"execution role {ROLE}"
+
+
 @pytest.mark.parametrize(
     "statement",
     [

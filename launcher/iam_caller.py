@@ -26,6 +26,8 @@ from launcher.needs import Need, values_of
 Kind = Literal["train", "transform", "deploy", "push"]
 KINDS: tuple[Kind, ...] = ("train", "transform", "deploy", "push")
 SCALING_ROLE = "AWSServiceRoleForApplicationAutoScaling_SageMakerEndpoint"
+INVOKE = ("sagemaker:InvokeEndpoint", "sagemaker:InvokeEndpointWithResponseStream")
+INVOKE_QUEUED = ("sagemaker:InvokeEndpointAsync",)
 DESCRIBED = {"TrainingJob": "training-job", "TransformJob": "transform-job", "Endpoint": "endpoint"}
 PUSH_IMAGE = (
     *PULL_IMAGE,
@@ -94,8 +96,8 @@ def _endpoints(arns: Arns, names: tuple[str, ...], config: Config) -> Iterator[S
     yield Statement("EndpointConfigs", _actions("EndpointConfig", "Create Describe Delete"), configs)
     # CreateEndpoint and UpdateEndpoint are checked against the endpoint and against its configuration
     yield Statement("Deploy", ("sagemaker:CreateEndpoint", "sagemaker:UpdateEndpoint"), (*endpoints, *configs))
-    invoking = "sagemaker:InvokeEndpointAsync" if config.endpoint.asynchronous else "sagemaker:InvokeEndpoint"
-    using = (*_actions("Endpoint", "Delete"), "sagemaker:UpdateEndpointWeightsAndCapacities", invoking)
+    invoking = INVOKE_QUEUED if config.endpoint.asynchronous else INVOKE
+    using = (*_actions("Endpoint", "Delete"), "sagemaker:UpdateEndpointWeightsAndCapacities", *invoking)
     yield Statement("UseEndpoints", using, endpoints)
     # `delete` looks for what scales the endpoint, `reap` for the last invocation
     looking = ("application-autoscaling:DescribeScalableTargets", "cloudwatch:GetMetricStatistics")

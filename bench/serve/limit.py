@@ -13,11 +13,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from container.serve.call import Call
 from container.serve.exchange import Request
+from container.serve.load import place_of
+from container.serve.plan import plan_server, read_machine
 from container.serve.predictor import load_predictor
 
 
 def main(data: Path, seconds: float) -> None:
-    predictor = load_predictor(data / "resnet18" / "model", {}, "cpu", "application/json")
+    plan = plan_server(read_machine(), {}, 0)
+    predictor = load_predictor(data / "resnet18" / "model", {}, place_of(plan, "cpu"))
+    predictor.tune()
     bodies = [path.read_bytes() for path in sorted((data / "bodies" / "resnet18").iterdir())]
     counts = []
 

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from container import contract
+from container.serve.sessions import Session
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,10 @@ class HandlerError(Exception):
 class Context:
     """What a handler function that takes `context` sees of its request, and where it puts response headers."""
 
-    def __init__(self, headers: Mapping[str, str], model_dir: str, device: str) -> None:
+    def __init__(self, headers: Mapping[str, str], model_dir: str, device: str, session: Session | None = None) -> None:
+        self.session = session
+        """The conversation this request belongs to, with a directory for the handler; None outside of one."""
+        self.session_closed = False
         self.headers = headers
         """Of the request; names in lower case."""
         self.model_dir = model_dir
@@ -61,6 +65,10 @@ class Context:
     @property
     def inference_id(self) -> str:
         return self.headers.get(contract.INFERENCE_ID_HEADER.lower(), "")
+
+    def close_session(self) -> None:
+        """End the session with this request; its directory goes with it."""
+        self.session_closed = True
 
     def set_response_header(self, name: str, value: str) -> None:
         """Send a header with the answer; `X-Amzn-SageMaker-Custom-Attributes` reaches the caller."""

@@ -12,8 +12,9 @@ from container.serve.call import Call
 from container.serve.exchange import Request
 from container.serve.handlers import private_modules
 from container.serve.plan import ServerPlan
-from container.serve.predictor import Predictor, load_predictor
+from container.serve.predictor import Place, Predictor, load_predictor
 from container.serve.service import Service
+from container.serve.sessions import SessionStore
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def serve_model(service: Service, model_dir: Path, device: str, environ: Mapping
         service.serve_registry()
         logger.info("ready: no model loaded yet, imports took %.1f s", time.monotonic() - began)
         return None
-    predictor = load_predictor(model_dir, environ, device, plan.default_accept, plan.torch_threads)
+    predictor = load_predictor(model_dir, environ, place_of(plan, device))
     loaded = time.monotonic()
     service.serve(predictor)
     _leave_out_of_collection()
@@ -43,11 +44,17 @@ def serve_model(service: Service, model_dir: Path, device: str, environ: Mapping
     return predictor
 
 
+def place_of(plan: ServerPlan, device: str) -> Place:
+    """What a predictor needs to know of the plan."""
+    sessions = SessionStore(Path(plan.sessions_path), plan.session_seconds)
+    return Place(device, plan.default_accept, plan.torch_threads, sessions)
+
+
 def load_isolated(model_dir: Path, device: str, environ: Mapping[str, str], plan: ServerPlan) -> Predictor:
     """One of several models of a process: its modules are its own, whatever the others call theirs."""
     environ = {name: value for name, value in environ.items() if name != contract.SUBMIT_DIRECTORY}
     with private_modules(model_dir / "code"):
-        predictor = load_predictor(model_dir, environ, device, plan.default_accept, plan.torch_threads)
+        predictor = load_predictor(model_dir, environ, place_of(plan, device))
     if (warm_up := predictor.warm_up()) is not None:
         body, content_type = warm_up
         call = Call(

@@ -2,6 +2,7 @@
 
 import math
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,6 +26,9 @@ TORCH_THREADS = "SLIPWAY_TORCH_THREADS"
 MAX_BATCH_SIZE = "SLIPWAY_MAX_BATCH_SIZE"
 MAX_QUEUE_VARIABLE = "SLIPWAY_MAX_QUEUE"
 MAX_REQUEST_BYTES_VARIABLE = "SLIPWAY_MAX_REQUEST_BYTES"
+SESSIONS_PATH = "SAGEMAKER_SESSIONS_PATH"  # this and the next: names of AWS's model hosting container library
+SESSIONS_EXPIRATION = "SAGEMAKER_SESSIONS_EXPIRATION"
+SESSION_SECONDS = 1200
 MODEL_MEMORY_BYTES = "SLIPWAY_MODEL_MEMORY_BYTES"
 MODEL_SERVER_TIMEOUT_SECONDS = "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS"
 
@@ -61,6 +65,9 @@ class ServerPlan:
     request_timeout_seconds: float
     worker_tmp_dir: str
     default_accept: str
+    sessions_path: str
+    session_seconds: float
+    """How long a stateful session lives after its last request."""
     batch: bool
     multi_model: bool
     model_memory_bytes: int | None
@@ -96,8 +103,9 @@ def plan_server(machine: Machine, environ: Mapping[str, str], artifact_bytes: in
     threads = _whole(environ, COMPUTE_THREADS) or (1 if machine.gpus else max(1, machine.cores // processes))
     torch_threads = _whole(environ, TORCH_THREADS) or max(1, machine.cores // (processes * threads))
     timeout = _whole(environ, MODEL_SERVER_TIMEOUT_SECONDS) or _whole(environ, contract.MODEL_SERVER_TIMEOUT)
+    port = _whole(environ, contract.BIND_TO_PORT) or contract.DEFAULT_PORT
     return ServerPlan(
-        port=_whole(environ, contract.BIND_TO_PORT) or contract.DEFAULT_PORT,
+        port=port,
         processes=processes,
         compute_threads=threads,
         torch_threads=torch_threads,
@@ -107,6 +115,8 @@ def plan_server(machine: Machine, environ: Mapping[str, str], artifact_bytes: in
         request_timeout_seconds=float(timeout or contract.BATCH_INVOCATION_TIMEOUT_SECONDS),
         worker_tmp_dir="/dev/shm" if machine.shm_writable else "/tmp",
         default_accept=environ.get(contract.DEFAULT_INVOCATIONS_ACCEPT) or "application/json",
+        sessions_path=environ.get(SESSIONS_PATH) or f"{tempfile.gettempdir()}/slipway-sessions-{port}",
+        session_seconds=float(_whole(environ, SESSIONS_EXPIRATION) or SESSION_SECONDS),
         batch=is_true(environ, contract.BATCH),
         multi_model=multi_model,
         model_memory_bytes=_whole(environ, MODEL_MEMORY_BYTES),

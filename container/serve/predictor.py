@@ -8,15 +8,18 @@ import operator
 import re
 import sys
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from container import contract
 from container.serve import codec
 from container.serve.call import Call
 from container.serve.exchange import HandlerFailed, Request, Response, ServeError
 from container.serve.handlers import Context, HandlerError, UserFunctions, find_program, load_functions
+from container.serve.sessions import SessionStore, closed_headers, opened_headers
 
 SIGNATURE_FILE = "model.json"  # container.model's, which imports torch: a model without torch starts in half a second
 UTF8_TYPES = (codec.JSON, codec.CSV, codec.JSON_LINES)  # handed to input_fn as text, as AWS's toolkit does
@@ -42,6 +45,18 @@ class Model(Protocol):
     def warm_up(self) -> tuple[bytes, str] | None: ...
 
     def tune(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model runs and what it shares with the others."""
+
+    device: str
+    """`cpu` or `cuda:N`."""
+    default_accept: str
+    """The answer's media type where the caller names none."""
+    torch_threads: int
+    sessions: SessionStore
 
 
 class ArrayModel:
@@ -107,8 +122,14 @@ class Predictor:
     """A loaded model and the user's functions over it, as the three steps the core runs."""
 
     def __init__(
-        self, model: Any, defaults: Model, functions: UserFunctions, context_of: Callable[[Request], Context]
+        self,
+        model: Any,
+        defaults: Model,
+        functions: UserFunctions,
+        context_of: Callable[[Request], Context],
+        sessions: SessionStore,
     ) -> None:
+        self._sessions = sessions
         self.model = model
         self.defaults = defaults
         self.functions = functions
@@ -163,7 +184,17 @@ class Predictor:
             return prediction
         if isinstance(prediction, tuple) and len(prediction) == 2 and isinstance(prediction[1], str):
             prediction, kind = prediction
-        return _answer(prediction, kind, call)
+        return _answer(prediction, kind, call, self._session_headers(call))
+
+    def _session_headers(self, call: Call) -> dict[str, str]:
+        """What tells the platform that this call opened or closed a session; the closed one is forgotten here."""
+        context = call.context
+        if context is None or context.session is None:
+            return {}
+        if context.session_closed:
+            self._sessions.close(context.session)
+            return closed_headers(context.session)
+        return opened_headers(context.session) if context.session.is_new else {}
 
     def warm_up(self) -> tuple[bytes, str] | None:
         """Body and content type of a request that must succeed; None where only the user knows what one looks like."""
@@ -182,9 +213,7 @@ class Predictor:
 NO_FUNCTIONS = UserFunctions()
 
 
-def load_predictor(
-    model_dir: Path, environ: Mapping[str, str], device: str, default_accept: str, torch_threads: int = 1
-) -> Predictor:
+def load_predictor(model_dir: Path, environ: Mapping[str, str], place: Place) -> Predictor:
     """The model in `model_dir` with the user's functions, where there are any.
 
     Raises:
@@ -192,16 +221,19 @@ def load_predictor(
         ModelFormatError: the built-in artifact is damaged.
         Exception: whatever the user's code raises.
     """
+    device, default_accept = place.device, place.default_accept
 
     def context_of(request: Request) -> Context:
-        return Context(request.headers, str(model_dir), device)
+        session_id = request.headers.get(contract.SESSION_ID_HEADER.lower())
+        session = place.sessions.find(session_id) if session_id else None
+        return Context(request.headers, str(model_dir), device, session)
 
     program = find_program(model_dir, environ)
     functions = load_functions(program) if program else NO_FUNCTIONS
     built_in = not functions.model_fn and (model_dir / SIGNATURE_FILE).is_file()
     if built_in:
         from container.serve.classifier import ImageClassifier  # imports torch
-    limit_torch(torch_threads)
+    limit_torch(place.torch_threads)
     load_context = Context({}, str(model_dir), device)
     if functions.pre_model_fn:
         functions.pre_model_fn(str(model_dir), load_context)
@@ -221,7 +253,7 @@ def load_predictor(
         )
     if functions.model_warmup_fn:
         functions.model_warmup_fn(str(model_dir), model, load_context)
-    return Predictor(model, defaults, functions, context_of)
+    return Predictor(model, defaults, functions, context_of, place.sessions)
 
 
 def limit_torch(threads: int) -> None:
@@ -249,8 +281,8 @@ def _listing(model_dir: Path) -> str:
     return "it holds " + ", ".join(names[:8]) if names else "it is empty"
 
 
-def _answer(result: Any, kind: str, call: Call) -> Response:
-    headers = dict(call.context.response_headers) if call.context else {}
+def _answer(result: Any, kind: str, call: Call, session_headers: Mapping[str, str]) -> Response:
+    headers = {**call.context.response_headers, **session_headers} if call.context else {}
     for name in [name for name in headers if name.lower() == "content-type"]:
         kind = headers.pop(name)
     check_headers({**headers, "Content-Type": kind})

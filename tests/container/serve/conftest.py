@@ -22,7 +22,7 @@ from container.model import ModelSignature, build_network, save_model
 from container.serve.app import create_app
 from container.serve.asgi import Door
 from container.serve.health import Health, State
-from container.serve.load import load_isolated, serve_model
+from container.serve.load import load_isolated, place_of, serve_model
 from container.serve.plan import Machine, plan_server
 from container.serve.predictor import load_predictor
 from container.serve.registry import Registry
@@ -114,7 +114,7 @@ def open_door(request):
         service = Service(plan, health)
         slot = health.claim()
         if model_dir is not None:
-            service.serve(load_predictor(model_dir, environ or {}, "cpu", plan.default_accept))
+            service.serve(load_predictor(model_dir, environ or {}, place_of(plan, "cpu")))
             health.mark(slot, State.READY)
         services.append(service)
         return request.param(service)

@@ -69,8 +69,8 @@ class Bench:
 
     @cached_property
     def model_before(self) -> dict[str, str]:
-        """Digest of every file of the model directory, before the first server started."""
-        return digests(self.model) if self.model else {}
+        """Digest of every file of a process's model directory, before the first server started."""
+        return digests(self.model) if self.model and not self.target.is_image else {}
 
     def start(self, launch: Launch) -> Running:
         running = self.target.start(launch)

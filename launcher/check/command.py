@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,15 +95,18 @@ def run(target: "Target", options: dict[str, Any], directory: Path) -> "list[Res
     from launcher.check.materials import Patience
     from launcher.check.report import line
     from launcher.check.suite import run_checks
-    from launcher.check.table import GROUPS, MME, select
+    from launcher.check.table import GROUPS, IMAGE, MME, roles_of, select
 
     only = tuple(name.strip() for name in options["only"].split(",") if name.strip())
     if unknown := set(only) - set(GROUPS):
         raise ConfigError(f"--only {min(unknown)!r} is no group of checks; there are {', '.join(GROUPS)}")
     given = read_materials(options, multi_model=MME in only)
-    roles = find_roles(target, options["roles"], given)
+    roles = find_roles(target, options["roles"] or roles_of(only), given)
     checks = select(only, roles)
-    materials = complete(target, given, directory, roles=tuple({check.needs for check in checks} & set(roles)))
+    if not checks:
+        raise ConfigError(f"no check of --only {options['only']} fits an image that can {' and '.join(roles)}")
+    needed = roles if any(check.role == IMAGE for check in checks) else {check.needs for check in checks}
+    materials = complete(target, given, directory, needed)
     bench = Bench(target, materials, directory, roles, Patience(startup=options["startup_seconds"]))
     try:
         return run_checks(checks, bench, lambda result: click.echo(line(result), err=True))
@@ -144,7 +148,7 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
 
 
 def find_roles(target: "Target", asked: tuple[str, ...], given: "Materials") -> tuple[str, ...]:
-    """What the image can do: as the user says, as one of ours says itself, or as the materials suggest.
+    """What the image can do: as one of ours says itself, as the user says, or as the materials suggest.
 
     Raises:
         ConfigError: none of these tells.
@@ -152,12 +156,12 @@ def find_roles(target: "Target", asked: tuple[str, ...], given: "Materials") -> 
     from launcher.check.bench import SERVE, TRAIN
     from launcher.check.samples import our_role
 
+    if target.is_image and (role := our_role(target)):
+        return (role,)
     if asked:
         return asked
     if not target.is_image:
         return (TRAIN, SERVE)
-    if role := our_role(target):
-        return (role,)
     suggested = ((TRAIN, given.channels or given.hyperparameters), (SERVE, given.model or given.request))
     roles = tuple(role for role, materials in suggested if materials)
     if not roles:
@@ -165,7 +169,7 @@ def find_roles(target: "Target", asked: tuple[str, ...], given: "Materials") -> 
     return roles
 
 
-def complete(target: "Target", given: "Materials", directory: Path, roles: tuple[str, ...]) -> "Materials":
+def complete(target: "Target", given: "Materials", directory: Path, roles: Collection[str]) -> "Materials":
     """For our own images and code: a model, data and requests where the user gave none.
 
     Raises:

@@ -5,7 +5,7 @@ import time
 
 from container.contract import ACCEPT_BIND_TO_PORT_LABEL, BASE_DIR, COMPAT_DIR
 from launcher.check.bench import SERVE, TRAIN, Bench, healthy_server
-from launcher.check.started import handles_sigterm, tail
+from launcher.check.started import handles_sigterm, tail, wait_until_healthy
 from launcher.check.target import (
     EXECUTABLE_NOT_FOUND,
     CannotStart,
@@ -16,7 +16,7 @@ from launcher.check.target import (
     wait_for_end,
     wait_until,
 )
-from launcher.check.training import stopped_training
+from launcher.check.training import largest_child, stopped_training
 
 UNKNOWN_COMMAND = "slipway-no-such-command"
 SERVERLESS_IMAGE_BYTES = 10 * 10**9  # "Deploy models with Serverless Inference": at most 10 GB
@@ -124,25 +124,35 @@ def sigterm_is_handled(bench: Bench) -> None:
 
 
 def zombies_are_reaped(bench: Bench) -> None:
-    """C12: orphaned processes are reaped."""
+    """C12: PID 1 waits for orphaned processes, or ends when its main child does, and they with it."""
     bench.need_image("only a container has a PID 1 of its own")
-    if SERVE in bench.roles:
-        return _reaps_zombies(bench.server.running)
-    running, opt_ml = bench.long_training()
+    if SERVE in bench.roles and not _leaves_zombies(bench.server.running):
+        return
+    running = _to_be_killed(bench)
     try:
-        return _reaps_zombies(running)
+        main_child = largest_child(running.processes()) if _leaves_zombies(running) else None
+        if main_child is None:
+            return  # it waits for them, or is the program itself
+        running.kill(main_child)
+        if wait_for_end(running, bench.patience.serving_stop) is None:
+            raise CheckFailed(
+                f"PID 1 neither waits for orphaned children nor ends with {main_child.command[:80]!r}: zombies pile "
+                "up, and a container whose program died goes on, billed and useless"
+            )
     finally:
-        bench.end_training(running, opt_ml, None)
+        running.remove()
 
 
-def _reaps_zombies(running: Running) -> None:
+def _to_be_killed(bench: Bench) -> Running:
+    if SERVE not in bench.roles:
+        return bench.long_training()[0]
+    return wait_until_healthy(bench.start_server(model=bench.model), bench.patience.startup).running
+
+
+def _leaves_zombies(running: Running) -> bool:
     running.execute("/bin/sh", "-c", "sleep 0.1 & exit 0")  # its parent ends first: it becomes a child of PID 1
     time.sleep(0.5)
-    if not wait_until(lambda: not _zombies(running), ZOMBIE_SECONDS):
-        raise CheckFailed(
-            f"PID 1 does not wait for orphaned children ({_some(_zombies(running))} stay zombies): a job that starts "
-            "many processes runs out of process ids"
-        )
+    return not wait_until(lambda: not _zombies(running), ZOMBIE_SECONDS)
 
 
 def _zombies(running: Running) -> list[str]:

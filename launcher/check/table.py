@@ -48,7 +48,7 @@ CHECKS = (
     Check("C7", MUST, TRAIN, "a configuration directory of mode 0644 is read", training.survives("C7")),
     Check("C10", SHOULD, IMAGE, "it starts without GPU", image.starts_without_gpu),
     Check("C11", MUST, IMAGE, "SIGTERM reaches PID 1's handler", image.sigterm_is_handled, STOP),
-    Check("C12", SHOULD, IMAGE, "orphaned processes are reaped", image.zombies_are_reaped),
+    Check("C12", SHOULD, IMAGE, "PID 1 reaps, or ends with its main child", image.zombies_are_reaped),
     Check("C15", MUST, TRAIN, "no hyperparameters", training.starts_without_hyperparameters),
     Check("C16", MUST, TRAIN, "SageMaker's own hyperparameters", training.survives("C16")),
     Check("C19", MUST, TRAIN, "channels with nothing but TrainingInputMode", training.survives("C19")),
@@ -117,6 +117,12 @@ CHECKS = (
 )
 
 GROUPS = tuple(dict.fromkeys(group for check in CHECKS for group in check.groups))
+
+
+def roles_of(groups: tuple[str, ...]) -> tuple[str, ...]:
+    """What an image must be able to do for these groups to make sense; `stop`, `limits` and `image` say nothing."""
+    needs = {check.needs for check in CHECKS if check.role in groups}
+    return tuple(role for role in (TRAIN, SERVE) if role in needs)
 
 
 def select(only: tuple[str, ...], roles: tuple[str, ...]) -> list[Check]:

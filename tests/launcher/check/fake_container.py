@@ -284,7 +284,7 @@ class Server(ThreadingHTTPServer):
 
 
 class OneAtATime(HTTPServer):
-    request_queue_size = 1
+    request_queue_size = 1 if "no-backlog" in FAULTS else 16
 
 
 class Handler(BaseHTTPRequestHandler):

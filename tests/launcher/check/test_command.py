@@ -13,7 +13,7 @@ from rich.console import Console
 from launcher.check import command, report
 from launcher.check.process_target import ProcessTarget
 from launcher.check.suite import FAILED, NOT_JUDGED, PASSED, Result
-from launcher.check.table import CHECKS, GROUPS, select
+from launcher.check.table import CHECKS, GROUPS, roles_of, select
 from launcher.errors import ConfigError
 
 
@@ -110,6 +110,12 @@ def test_a_group_holds_the_checks_of_its_role_and_those_across_roles():
     assert {check.role for check in select((), ("train",))} == {"image", "train"}
 
 
+def test_groups_tell_what_an_image_can_do():
+    assert roles_of(("train", "image")) == ("train",)
+    assert roles_of(("batch",)) == ("serve",)
+    assert roles_of(("stop", "limits", "image")) == ()
+
+
 def test_numbers_are_unique_and_levels_are_must_or_should():
     assert len({check.number for check in CHECKS}) == len(CHECKS)
     assert {check.level for check in CHECKS} == {"M", "S"}
@@ -119,6 +125,7 @@ def test_numbers_are_unique_and_levels_are_must_or_should():
     ("options", "said"),
     [
         (("--only", "train,serving"), "'serving' is no group"),
+        (("--only", "train", "--role", "serve"), "fits an image that can serve"),
         (("--hyperparameter", "epochs"), "'epochs' is not NAME=VALUE"),
         (("--train-data", ".", "--train-data", "."), "2 --train-data and 0 --channel"),
         (("--channel", "train"), "0 --train-data and 1 --channel"),

@@ -121,6 +121,8 @@ def test_deleting_an_async_endpoint_fails_what_is_queued(aws, model, unique):
     invoke_async(aws, name, b"sleep 1")
     queued = invoke_async(aws, name, b"never")
     aws.sagemaker.delete_endpoint(EndpointName=name)
+    with pytest.raises(ClientError, match="Cannot update in-progress endpoint"):
+        aws.sagemaker.delete_endpoint(EndpointName=name)
     assert b"before the request was run" in wait_for_object(aws, queued["FailureLocation"])
 
 

@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from botocore.config import Config
 from botocore.exceptions import ClientError
 
 
@@ -129,6 +130,39 @@ def test_a_container_that_dies_is_replaced(aws, model, endpoint):
     with pytest.raises(ClientError, match="ModelError"):
         aws.invoke(name, b"exit 9")
     aws.wait_for(lambda: try_invoke(aws, name), lambda body: body == b"BACK")
+
+
+def test_while_an_instance_is_replaced_the_service_is_unavailable(aws, model, endpoint):
+    name = endpoint({"A": model({"LOAD_SECONDS": "1.5"})})
+    runtime = aws.client("sagemaker-runtime", config=Config(retries={"total_max_attempts": 1}))
+    with pytest.raises(ClientError, match="ModelError"):
+        runtime.invoke_endpoint(EndpointName=name, Body=b"exit 9")
+    for target in ({}, {"TargetVariant": "A"}):
+        code = aws.wait_for(
+            lambda target=target: error_code(runtime, name, target), lambda code: code in ("ServiceUnavailable", None)
+        )
+        assert code == "ServiceUnavailable"
+    aws.wait_for(lambda: error_code(runtime, name, {}), lambda code: code is None)
+
+
+def error_code(runtime, name, target):
+    try:
+        runtime.invoke_endpoint(EndpointName=name, Body=b"x", **target)
+    except ClientError as error:
+        return error.response["Error"]["Code"]
+    return None
+
+
+def test_a_model_whose_data_vanished_fails_the_endpoint(aws, unique, endpoint):
+    name = unique("model")
+    uri = aws.put(f"vanishing/{name}/weights.txt")
+    source = {"S3Uri": f"s3://test-bucket/vanishing/{name}/", "S3DataType": "S3Prefix", "CompressionType": "None"}
+    role = "arn:aws:iam::123456789012:role/SageMakerRole"
+    container = {"Image": "x", "ModelDataSource": {"S3DataSource": source}}
+    aws.sagemaker.create_model(ModelName=name, ExecutionRoleArn=role, PrimaryContainer=container)
+    aws.s3.delete_object(Bucket="test-bucket", Key=uri.removeprefix("s3://test-bucket/"))
+    described = aws.sagemaker.describe_endpoint(EndpointName=endpoint({"A": name}))
+    assert described["FailureReason"].startswith(f"Could not find model data at s3://test-bucket/vanishing/{name}/")
 
 
 def test_a_container_that_stays_unhealthy_is_replaced(aws, model, endpoint):

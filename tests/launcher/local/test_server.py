@@ -237,3 +237,38 @@ def test_an_unknown_region_is_only_a_name(own_server):
     assert aws.server.region == "eu-central-1"
     with pytest.raises(ClientError, match="arn:aws:sagemaker:eu-central-1:123456789012:endpoint/none"):
         aws.sagemaker.describe_endpoint(EndpointName="none")
+
+
+def test_down_ends_queued_jobs_of_every_kind_with_a_true_reason(own_server, training_request, unique):
+    aws = own_server(SLIPWAY_LOCAL_JOBS="1")
+    running = training_request({"sleep": "600"})
+    aws.train(running, wait=False)
+    queued = training_request()
+    aws.train(queued, wait=False)
+    role, name = running["RoleArn"], unique("queued")
+    aws.sagemaker.create_model(ModelName=name, ExecutionRoleArn=role, PrimaryContainer={"Image": "x"})
+    aws.put("in/a")
+    source = {"DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://test-bucket/in/"}}}
+    aws.sagemaker.create_transform_job(
+        TransformJobName=name,
+        ModelName=name,
+        TransformInput=source,
+        TransformOutput={"S3OutputPath": "s3://test-bucket/out"},
+        TransformResources={"InstanceType": "ml.m5.large", "InstanceCount": 1},
+    )
+    cluster = {"InstanceCount": 1, "InstanceType": "ml.m5.large", "VolumeSizeInGB": 1}
+    aws.sagemaker.create_processing_job(
+        ProcessingJobName=name,
+        AppSpecification={"ImageUri": "x"},
+        ProcessingResources={"ClusterConfig": cluster},
+        RoleArn=role,
+    )
+    client.down(aws.server.home)
+    sagemaker = own_server().sagemaker
+    for job in (
+        sagemaker.describe_training_job(TrainingJobName=running["TrainingJobName"]),
+        sagemaker.describe_training_job(TrainingJobName=queued["TrainingJobName"]),
+        sagemaker.describe_transform_job(TransformJobName=name),
+        sagemaker.describe_processing_job(ProcessingJobName=name),
+    ):
+        assert "the local SageMaker was stopped while this job was running" in job["FailureReason"], job

@@ -218,7 +218,15 @@ def test_more_than_100_mb_in_flight_is_refused(aws, model, transform_request):
         aws.transform(transform_request(model(), "product/", MaxPayloadInMB=26, MaxConcurrentTransforms=4))
 
 
-def test_a_model_deleted_before_the_job_starts_is_named(aws, model, transform_request):
+def test_an_augmented_manifest_is_refused(aws, model, transform_request):
+    aws.put("augmented/a", b"a")
+    request = transform_request(model(), "augmented/")
+    request["TransformInput"]["DataSource"]["S3DataSource"]["S3DataType"] = "AugmentedManifestFile"
+    with pytest.raises(ClientError, match="S3DataType AugmentedManifestFile is not for batch transform"):
+        aws.transform(request)
+
+
+def test_a_model_that_does_not_exist_is_named(aws, model, transform_request):
     with pytest.raises(ClientError, match="Could not find model"):
         aws.transform(transform_request("no-such-model", "product/"))
 

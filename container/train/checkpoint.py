@@ -1,16 +1,16 @@
 """Checkpoints that survive a kill at any instant: written beside, checksummed, renamed; the newest whole one counts."""
 
-import errno
 import hashlib
 import json
 import logging
 import os
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+
+from container.train.disk import require_free_space, state_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +38,14 @@ class Checkpoints:
             kind: `last` or `best`; of the best only one is kept.
 
         Raises:
-            OSError: the previous save failed, or this one is refused because the volume is nearly full.
+            DiskFullError: the volume has no room for it.
+            OSError: the previous save failed.
         """
         if self.directory is None:
             return
         copied = copy_to_host(state)
         self.wait()
-        self._check_space()
+        require_free_space(self.directory, state_bytes(copied), "a checkpoint")
         self._writing = self._writer.submit(self._write, step, copied, kind)
 
     def wait(self) -> None:
@@ -56,18 +57,6 @@ class Checkpoints:
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
-
-    def _check_space(self) -> None:
-        """A volume that fills up during a write may take the newest checkpoint's successor and the model with it."""
-        assert self.directory is not None
-        newest = max((path.stat().st_size for path in self.directory.glob("*.pt")), default=0)
-        free = shutil.disk_usage(self.directory).free
-        if free < newest:
-            raise OSError(
-                errno.ENOSPC,
-                f"No space left on device for a checkpoint: {free} bytes free, the last one took {newest}",
-                str(self.directory),
-            )
 
     def _write(self, step: int, state: dict[str, Any], kind: str) -> None:
         """Write a checkpoint durably, then remove the ones it makes superfluous."""

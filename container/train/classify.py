@@ -33,6 +33,7 @@ from container.train.data import (
     scan_folder,
     training_batches,
 )
+from container.train.disk import require_free_space, state_bytes
 from container.train.environment import TrainingEnvironment, read_environment, usable_cores
 from container.train.health import Health
 from container.train.metrics import Metrics
@@ -213,8 +214,9 @@ def load_data(
     if process.is_first:
         signature = describe_images(folders["train"], classes, settings.model, settings.image_size)
     signature = process.from_first(signature)
-    workers = settings.num_workers if settings.num_workers >= 0 else max(1, usable_cores() // local_world_size())
-    return {name: ImageData(folder, signature, workers) for name, folder in folders.items()}, signature
+    ranks = local_world_size()
+    workers = settings.num_workers if settings.num_workers >= 0 else max(1, usable_cores() // ranks)
+    return {name: ImageData(folder, signature, workers, ranks) for name, folder in folders.items()}, signature
 
 
 def local_world_size() -> int:
@@ -548,6 +550,7 @@ def finish(job: Job) -> None:
     if not job.process.is_first:
         return
     with job.phases.measure("export"):
+        require_free_space(job.environment.opt_ml.model, state_bytes(job.network.state_dict()), "the model")
         save_model(job.environment.opt_ml.model, job.network, job.signature)
         load_model(job.environment.opt_ml.model)  # raises where the artifact cannot be served
         plot(job, report)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -14,6 +15,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from container.model import ModelSignature, decode_image, resize_image
+from container.train.shared_memory import loader_options
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +93,16 @@ def describe_images(folder: ImageFolder, classes: Sequence[str], architecture: s
 class ImageData(Dataset[Batch]):
     """A channel's images with labels; in memory when they are few, else decoded when asked for."""
 
-    def __init__(self, folder: ImageFolder, signature: ModelSignature, num_workers: int) -> None:
-        """Args: num_workers: decoding threads at the start, or DataLoader processes per rank.
+    def __init__(
+        self, folder: ImageFolder, signature: ModelSignature, num_workers: int, ranks_per_host: int = 1
+    ) -> None:
+        """Read the channel.
+
+        Args:
+            folder: of the channel.
+            signature: what its images become.
+            num_workers: decoding threads at the start, or DataLoader processes per rank.
+            ranks_per_host: share this host's memory.
 
         Raises:
             DataError: a class that the training channel does not have.
@@ -100,7 +110,9 @@ class ImageData(Dataset[Batch]):
         unknown = set(folder.class_names) - set(signature.classes)
         if unknown:
             raise DataError(f"{folder.root} has classes that channel 'train' lacks: {', '.join(sorted(unknown)[:10])}")
-        self.folder, self.signature, self.num_workers = folder, signature, num_workers
+        self.folder, self.signature = folder, signature
+        self.num_workers, self.ranks_per_host = num_workers, ranks_per_host
+        self._loader_options: dict[str, Any] | None = None
         self.labels = torch.tensor([signature.classes.index(name) for name in folder.class_names], dtype=torch.int64)
         self.images: torch.Tensor | None = None  # uint8 [N, C, H, W]
         if len(folder.files) * math.prod(signature.image_shape) <= MEMORY_BYTES and folder.files:
@@ -127,15 +139,21 @@ class ImageData(Dataset[Batch]):
         """The batches of these sample indices, in this order."""
         if self.images is not None:
             return (self[chosen] for chosen in indices)
-        loader = DataLoader(
-            self,
-            sampler=indices,  # each "sample" is a batch's indices
-            batch_size=None,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=2 if self.num_workers else None,
+        if self._loader_options is None and indices:
+            self._loader_options = loader_options([self[indices[0]]], 1, self.num_workers, _only, self.ranks_per_host)
+        return iter(
+            DataLoader(
+                self,
+                sampler=indices,  # each "sample" is a batch's indices
+                batch_size=1,
+                pin_memory=torch.cuda.is_available(),
+                **(self._loader_options or {}),
+            )
         )
-        return iter(loader)
+
+
+def _only(samples: list[Batch]) -> Batch:
+    return samples[0]
 
 
 def training_batches(

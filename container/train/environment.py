@@ -1,7 +1,6 @@
 """The files SageMaker lays under `/opt/ml`, read once into one frozen value; and the `SM_*` variables made of it."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -141,7 +140,7 @@ def read_environment(opt_ml: OptMl, environ: Mapping[str, str]) -> TrainingEnvir
         resource_config=resources,
         job_name=environ.get(contract.TRAINING_JOB_NAME),
         num_gpus=count_gpus(),
-        num_cpus=multiprocessing.cpu_count(),
+        num_cpus=os.cpu_count() or 1,
     )
 
 

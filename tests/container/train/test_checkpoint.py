@@ -114,5 +114,5 @@ def test_a_failed_write_is_told_at_the_next_save_and_the_one_before_stays(checkp
 def test_a_nearly_full_volume_refuses_a_checkpoint_before_it_is_begun(checkpoints, monkeypatch):
     save(checkpoints, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
-    with pytest.raises(OSError, match="No space left on device for a checkpoint: 10 bytes free"):
+    with pytest.raises(OSError, match="a checkpoint needs .* free of"):
         checkpoints.save(2, {"step": 2})

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import random
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from container.train.files import ChannelError, list_files
 
 Item = TypeVar("Item")
 
+RELEASE_SECONDS = 1.0  # it takes microseconds
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
@@ -83,6 +85,8 @@ def equal_steps(batches: Iterable[Item]) -> Iterator[Item]:
             yield current[0]
             if exchange is not None:
                 exchange.wait()
+                exchange = None
+            _await_release(everyone_has_one)
             current = following if everyone_has_one.item() else []
 
 
@@ -108,6 +112,7 @@ def _smallest(steps: int, group: dist.ProcessGroup | None) -> int:
     counts[dist.get_rank() if group else 0] = steps
     if group:
         dist.all_reduce(counts, group=group)
+        _await_release(counts)
     empty = [str(rank) for rank, count in enumerate(counts.tolist()) if count == 0]
     if empty:
         raise ChannelError(
@@ -115,6 +120,17 @@ def _smallest(steps: int, group: dist.ProcessGroup | None) -> int:
             "Split the data into more objects, use fewer hosts, or FullyReplicated instead of ShardedByS3Key"
         )
     return int(counts.min())
+
+
+def _await_release(reduced: torch.Tensor) -> None:
+    """Wait until gloo's own thread has let go of a tensor, which it does a moment after the answer is there.
+
+    Were Python to drop it first, that thread would need the interpreter to free it; if the script has ended by then,
+    while DDP keeps the process group alive, the process aborts ("terminate called without an active exception").
+    """
+    deadline = time.monotonic() + RELEASE_SECONDS
+    while reduced._use_count() > 1 and time.monotonic() < deadline:  # type: ignore[attr-defined]  # not in the stubs
+        time.sleep(0)
 
 
 class TarShards(IterableDataset[dict[str, str]]):

@@ -1,16 +1,17 @@
 """A project's configuration meets an account: names and places are decided, inputs uploaded, requests sent."""
 
 import logging
+import re
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.config import Config
-from launcher.errors import AwsRefused, ConfigError
+from launcher.errors import AwsRefused, ConfigError, JobFailed
 from launcher.jobs import endpoint, training, transform
 from launcher.jobs.api import ApiCall, JobContext, content_name, unique_name
 from launcher.jobs.common import is_local_model, model_data_uri, project_uri
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DRY_RUN_ACCOUNT = "111122223333"  # AWS's own example account
+NO_CAPACITY = re.compile(r"CapacityError|InsufficientInstanceCapacity|InsufficientCapacity")
 DRY_RUN_JOB = "newest-training-job"
 
 
@@ -118,24 +120,39 @@ class Project:
             role_arn=self.aws.role_arn(self.config.role),
         )
 
-    def start_training(self) -> str:
+    def start_training(self, instance_type: str | None = None) -> str:
         """Upload the inputs and send the request.
+
+        Args:
+            instance_type: instead of the first of the configured ones.
 
         Returns:
             The job's name.
         """
         context = self.context()
         self._upload(training.uploads(self.config, context, self.directory))
-        types = self.config.training.instance_type
-        for index, instance_type in enumerate(types):
-            try:
-                self.send(training.calls(self.config, context, instance_type))
-                break
-            except AwsRefused as error:
-                if "Capacity" not in str(error) or index == len(types) - 1:
-                    raise
-                logger.warning("%s; trying %s", error, types[index + 1])
+        self.send(training.calls(self.config, context, instance_type))
         return context.job_name
+
+    def train(self, follow: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+        """Run a training job to its end; without capacity for one instance type, on the next.
+
+        Args:
+            follow: waits for the job of a name and returns its description.
+
+        Raises:
+            AwsRefused: the request was refused, and not for want of capacity.
+            JobFailed: the job failed, and not for want of capacity.
+        """
+        *others, last = self.config.training.instance_type
+        for instance_type in others:
+            try:
+                return follow(self.start_training(instance_type))
+            except (AwsRefused, JobFailed) as error:
+                if not NO_CAPACITY.search(str(error)):
+                    raise
+                logger.warning("there is no capacity for %s; trying the next type", instance_type)
+        return follow(self.start_training(last))
 
     def start_transform(self) -> str:
         """Upload the inputs and send the requests.

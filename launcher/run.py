@@ -176,7 +176,7 @@ def follow(
         verb = "delete" if kind is ENDPOINT else "stop"
         raise Detached(
             f"no longer watching {name}; it goes on. "
-            f"attach again: python -m launcher logs -f {name}   end it: python -m launcher {verb} {name}"
+            f"attach again: python -m launcher attach {name}   end it: python -m launcher {verb} {name}"
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +84,7 @@ def rollback(options: Options, endpoint: str | None) -> None:
 @common_options
 def reap(options: Options, idle: str | None) -> None:
     """Delete this project's endpoints that are past their `ttl`, or idle; --dry-run lists them only."""
-    settings = load_settings(options)
+    settings = load_settings(replace(options, dry_run=False))  # what would be deleted, only the account knows
     from launcher import deployment
     from launcher.config import parse_duration
 

@@ -34,10 +34,10 @@ def train(options: Options) -> None:
 
     tell_price(options, "train", settings)
     project = open_project(settings, options)
-    name = project.start_training()
     if options.no_wait:
-        return show(options, {"name": name}, [f"next: {command('logs -f', name, options)}"])
-    return show_trained(options, run.follow(project.aws, run.TRAINING, name))
+        name = project.start_training()
+        return show(options, {"name": name}, [f"next: {command('attach', name, options)}"])
+    return show_trained(options, project.train(lambda name: run.follow(project.aws, run.TRAINING, name)))
 
 
 def show_trained(options: Options, description: dict[str, Any]) -> None:

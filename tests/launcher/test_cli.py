@@ -134,7 +134,7 @@ def test_with_json_standard_output_holds_the_result_alone(here, aws, capsys):
 
 def test_no_wait_returns_with_a_command_to_come_back(here, aws, capsys):
     assert cli.main(["train", "--no-wait", "--set", "training.hyperparameters.epochs=2"]) == 0
-    assert "next: python -m launcher logs -f digits-" in capsys.readouterr().out
+    assert "next: python -m launcher attach digits-" in capsys.readouterr().out
 
 
 def trained(capsys):

@@ -7,7 +7,7 @@ import pytest
 
 from launcher import cli
 from launcher.config import Config
-from launcher.errors import AwsRefused, ConfigError
+from launcher.errors import AwsRefused, ConfigError, JobFailed
 
 CAPACITY = {"Error": {"Code": "CapacityError", "Message": "no machines"}}
 
@@ -19,18 +19,41 @@ def model_archive(path):
     return path
 
 
-def test_the_next_instance_type_is_tried_when_there_is_no_capacity(project, canned, sent):
+def types_asked_for(sent):
+    return [body["ResourceConfig"]["InstanceType"] for name, body in sent if name == "CreateTrainingJob"]
+
+
+def test_the_next_instance_type_is_tried_when_the_request_finds_no_capacity(project, canned, sent):
     canned("CreateTrainingJob", CAPACITY, {"TrainingJobArn": "arn"})
     canned("DescribeTrainingJob", {"TrainingJobName": "x"})
-    project("training.instance_type=[ml.g5.xlarge, ml.g6.xlarge]").start_training()
-    types = [body["ResourceConfig"]["InstanceType"] for name, body in sent if name == "CreateTrainingJob"]
-    assert types == ["ml.g5.xlarge", "ml.g6.xlarge"]
+    made = project("training.instance_type=[ml.g5.xlarge, ml.g6.xlarge]")
+    assert made.train(lambda name: {"TrainingJobName": name})["TrainingJobName"].startswith("digits-")
+    assert types_asked_for(sent) == ["ml.g5.xlarge", "ml.g6.xlarge"]
 
 
-def test_without_another_type_the_refusal_stands(project, canned):
-    canned("CreateTrainingJob", CAPACITY)
-    with pytest.raises(AwsRefused, match="no machines"):
-        project("training.instance_type=ml.g5.xlarge").start_training()
+def test_the_next_instance_type_is_tried_when_the_job_finds_no_capacity(project, canned, sent, caplog):
+    canned("CreateTrainingJob", {"TrainingJobArn": "arn"})
+    canned("DescribeTrainingJob", {"TrainingJobName": "x"})
+    outcomes = iter([JobFailed("training job x Failed: CapacityError: no machines"), {"TrainingJobName": "y"}])
+
+    def follow(_):
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    made = project("training.instance_type=[ml.g5.xlarge, ml.g6.xlarge]")
+    assert made.train(follow) == {"TrainingJobName": "y"}
+    assert types_asked_for(sent) == ["ml.g5.xlarge", "ml.g6.xlarge"]
+    assert "there is no capacity for ml.g5.xlarge; trying the next type" in caplog.text
+
+
+@pytest.mark.parametrize("types", ["ml.g5.xlarge", "[ml.g5.xlarge, ml.g6.xlarge]"])
+def test_another_failure_or_the_last_type_stands(types, project, canned):
+    refusal = CAPACITY if "[" not in types else {"Error": {"Code": "ValidationException", "Message": "no"}}
+    canned("CreateTrainingJob", refusal)
+    with pytest.raises(AwsRefused, match="no"):
+        project(f"training.instance_type={types}").train(lambda _: {})
 
 
 def test_a_local_model_is_uploaded(project, tmp_path, aws):

@@ -101,7 +101,7 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(aws, canned):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    with pytest.raises(Detached, match="python -m launcher logs -f job .* python -m launcher stop job"):
+    with pytest.raises(Detached, match="python -m launcher attach job .* python -m launcher stop job"):
         run.follow(aws, run.TRAINING, "job", sleep=interrupted)
 
 

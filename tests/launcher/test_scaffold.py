@@ -21,12 +21,14 @@ def test_a_new_project_passes_its_own_test(template, tmp_path):
 
 @pytest.mark.slow
 def test_a_new_project_trains_transforms_and_serves_locally(tmp_path):
-    scaffold.write_project(tmp_path, "tables")
+    scaffold.write_project(tmp_path / "wines", "tables")
 
     def launcher(*arguments):
         environment = {**os.environ, "SLIPWAY_LOCAL_RUNTIME": "process"}
         command = [sys.executable, "-m", "launcher", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=tmp_path / "wines", env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -38,6 +40,11 @@ def test_a_new_project_trains_transforms_and_serves_locally(tmp_path):
         answer = launcher("invoke", "data/transform/wines.csv", "--local", "--accept", "text/csv")
         assert len(answer.splitlines()) == 36
         assert launcher("deploy", job["name"], "--local").count("keep ") == 3
+        assert "update Endpoint" in launcher("deploy", "--local", "--set", "endpoint.environment.A=1")
+        assert "serves" in launcher("rollback", "--local")
+        assert launcher("deploy", job["name"], "--local").count("keep ") == 3
+        assert launcher("reap", "--local", "--dry-run") == "-> nothing to delete\n"
+        assert "deleted the endpoint" in launcher("delete", "wines", "--local")
     finally:
         launcher("local", "down")
 

@@ -10,9 +10,12 @@ import logging
 import math
 import os
 import sys
+import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +49,7 @@ logger = logging.getLogger(__name__)
 PEAK_LEARNING_RATE = 0.003  # for a batch of REFERENCE_BATCH
 REFERENCE_BATCH = 64
 EVALUATION_BATCH = 256
+MODEL_CHANNEL = "model"  # an earlier artifact to go on from
 LOSS_CHECK_STEPS = 10  # reading a loss from a GPU waits for it
 CHECKPOINT = 1  # what a rank may wish for after a step, besides STOP
 
@@ -243,6 +247,8 @@ def prepare(
         logger.warning(
             "%s normalises each rank's part of a batch alone: batch_size / ranks counts", signature.architecture
         )
+    if MODEL_CHANNEL in environment.channels:
+        load_earlier_model(environment.opt_ml.channel(MODEL_CHANNEL), network, process)
     batch_size, shard, steps = divide_work(environment, settings, process, len(data["train"]))
     learning_rate = settings.learning_rate or PEAK_LEARNING_RATE * settings.batch_size / REFERENCE_BATCH
     decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
@@ -276,6 +282,35 @@ def prepare(
         shard=shard,
         steps_per_epoch=steps,
     )
+
+
+def load_earlier_model(channel: Path, network: nn.Module, process: Process) -> None:
+    """Start from the weights of an earlier job's artifact; those that do not fit, such as other classes', start anew.
+
+    Args:
+        channel: holds `model.tar.gz`, as SageMaker writes it, or the artifact's files.
+        network: gets the weights.
+        process: the first rank says what was taken.
+
+    Raises:
+        ModelFormatError: no artifact of the built-in program.
+    """
+    with tempfile.TemporaryDirectory() as unpacked:
+        directory = channel
+        if (channel / "model.tar.gz").is_file():
+            directory = Path(unpacked)
+            with tarfile.open(channel / "model.tar.gz") as archive:
+                archive.extractall(directory, filter="data")
+        earlier, _ = load_model(directory)
+    wanted = network.state_dict()
+    fitting = {
+        name: tensor
+        for name, tensor in earlier.state_dict().items()
+        if name in wanted and wanted[name].shape == tensor.shape
+    }
+    network.load_state_dict(fitting, strict=False)
+    if process.is_first:
+        logger.info("%d of %d tensors come from channel %r", len(fitting), len(wanted), MODEL_CHANNEL)
 
 
 def uses_float16(process: Process, settings: Settings) -> bool:

@@ -58,6 +58,7 @@ def train(opt_ml: OptMl, environ: Mapping[str, str], stop: StopRequest, started:
     for directory in (opt_ml.model, opt_ml.output_data):
         directory.mkdir(parents=True, exist_ok=True)
     logger.info("hyperparameters %s", masked(environment.hyperparameters))
+    os.environ.update(cache_variables(environ))  # pip, which installs a script's requirements, inherits them
     program = find_program(environment, environ)
     if program.kind == "builtin":
         if not environment.is_training_host:
@@ -119,9 +120,45 @@ def rank_environment(
     if program.kind == "command":
         variables |= {"RANK": str(cluster.host_rank), "WORLD_SIZE": str(len(cluster.hosts)), "LOCAL_RANK": "0"}
         variables |= {"MASTER_ADDR": cluster.master_address, "MASTER_PORT": str(cluster.master_port)}
-    if len(cluster.hosts) > 1:
-        interface = network_interface(environment.network_interface, [name for _, name in socket.if_nameindex()])
-        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            variables.setdefault(variable, interface)
-        logger.info("network interface %s", interface)
+    network = network_variables(environment) if len(cluster.hosts) > 1 else {}
+    for name, value in (network | cache_variables(environ)).items():
+        variables.setdefault(name, value)
+    if network:
+        logger.info("network %s", " ".join(f"{name}={variables[name]}" for name in network))
     return variables
+
+
+def network_variables(environment: TrainingEnvironment, devices: Path = Path("/dev/infiniband")) -> dict[str, str]:
+    """What gloo, NCCL and libfabric must be told about this host's network: only what applies to it.
+
+    Args:
+        environment: names the interface.
+        devices: where EFA adapters appear ("Run Training with EFA").
+    """
+    interface = network_interface(environment.network_interface, [name for _, name in socket.if_nameindex()])
+    variables = {"GLOO_SOCKET_IFNAME": interface}
+    if environment.num_gpus:
+        variables["NCCL_SOCKET_IFNAME"] = interface
+    if any(devices.glob("uverbs*")):
+        variables |= {"FI_PROVIDER": "efa", "RDMAV_FORK_SAFE": "1"}
+        if environment.resource_config.get("current_instance_type", "").startswith(("ml.p4d", "ml.p4de", "ml.trn1")):
+            variables["FI_EFA_USE_DEVICE_RDMA"] = "1"
+    return variables
+
+
+def cache_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Caches in the one directory that a warm pool keeps between jobs; nothing where there is no warm pool.
+
+    Each is a cache its owner can lose: another job's or a damaged entry is downloaded or compiled again.
+    """
+    directory = environ.get(contract.WARM_POOL_CACHE_DIR)
+    if not directory:
+        return {}
+    owners = {
+        "PIP_CACHE_DIR": "pip",
+        "TORCH_HOME": "torch",
+        "TORCHINDUCTOR_CACHE_DIR": "inductor",
+        "TRITON_CACHE_DIR": "triton",
+        "HF_HOME": "huggingface",
+    }
+    return {variable: str(Path(directory) / "slipway-1" / name) for variable, name in owners.items()}

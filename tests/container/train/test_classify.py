@@ -5,6 +5,7 @@ import json
 import random
 import re
 import shutil
+import tarfile
 import time
 
 import pytest
@@ -24,10 +25,12 @@ def largest_difference(first, second):
     return max((first[name] - second[name]).abs().max().item() for name in first)
 
 
-def test_c41_c50_c58_c63_c65_c67_two_hosts_train_and_rank_0_leaves_everything(training_job, digits):
+def test_c20_c41_c50_c58_c63_c65_c67_two_hosts_train_and_rank_0_leaves_everything(training_job, digits):
     channels = {"train": digits / "train", "test": digits / "test"}
+    before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
     job = training_job(hosts=2, channels=channels)
     assert job.run() == {"algo-1": 0, "algo-2": 0}, job.log()
+    assert {path: path.stat().st_mtime_ns for path in digits.rglob("*")} == before  # nothing written below a channel
     output = job.opt_ml().output_data
     report = json.loads((output / "report.json").read_text())
     assert report["test:accuracy"] >= 0.985
@@ -132,3 +135,23 @@ def test_c59_a_job_killed_at_a_random_step_and_resumed_gives_the_same_weights_bi
     assert killed.run() == {"algo-1": 0}, killed.log()
     assert re.search(r"resumed from the checkpoint of step \d+ of 20", killed.log())
     assert largest_difference(weights(whole), weights(killed)) == 0
+
+
+def test_an_earlier_artifact_is_the_start_and_a_damaged_checkpoint_is_not(training_job, shapes, tmp_path):
+    first = training_job(channels={"train": shapes / "train"}, hyperparameters={"epochs": 8})
+    assert first.run() == {"algo-1": 0}, first.log()
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    with tarfile.open(earlier / "model.tar.gz", "w:gz") as archive:
+        for path in first.opt_ml().model.iterdir():
+            archive.add(path, path.name)
+
+    channels = {"train": shapes / "train", "model": earlier}
+    more = {"epochs": 1, "batch_size": 160, "learning_rate": 1e-9}
+    second = training_job(channels=channels, hyperparameters=more, checkpoints=True)
+    (second.opt_ml().checkpoints / "last-000000009.pt").write_bytes(b"half")
+    (second.opt_ml().checkpoints / "last-000000009.json").write_text('{"step": 9, "bytes": 4, "sha256": "0"}')
+    assert second.run() == {"algo-1": 0}, second.log()
+    assert re.search(r"(\d+) of \1 tensors come from channel 'model'", second.log())
+    assert "last-000000009.pt is skipped: its checksum differs" in second.log()
+    assert 0 < largest_difference(weights(first), weights(second)) < 1e-6

@@ -1,5 +1,6 @@
 """Whole jobs as processes: what a user's script gets, how failures are told, how signals travel."""
 
+import dataclasses
 import json
 import os
 import re
@@ -297,6 +298,33 @@ def test_c27_an_interface_that_does_not_exist_is_replaced_by_the_first_real_one(
     assert network_interface("eth0", ["lo", "eth0"]) == "eth0"
     assert network_interface("ethwe", ["lo", "ens5"]) == "ens5"
     assert network_interface("ethwe", ["lo"]) == "lo"
+
+
+def test_c68_caches_lie_in_the_warm_pools_directory_unless_the_job_says_otherwise(training_job, tmp_path):
+    script = "import json, os; print('CACHES', json.dumps([os.environ[n] for n in ('PIP_CACHE_DIR', 'TORCH_HOME')]))"
+    job = training_job(script=script)
+    cache = tmp_path / "cache"
+    cache.write_text("damaged: not even a directory")
+    job.environ |= {"SAGEMAKER_MANAGED_WARMPOOL_CACHE_DIRECTORY": str(cache), "TORCH_HOME": "/elsewhere"}
+    assert job.run() == {"algo-1": 0}, job.log()
+    assert f'CACHES ["{cache}/slipway-1/pip", "/elsewhere"]' in job.log()
+    assert launch.cache_variables({}) == {}
+
+
+def test_network_variables_are_set_only_where_they_apply(write_opt_ml, tmp_path):
+    resources = {"current_host": "algo-1", "hosts": ["algo-1"], "network_interface_name": "lo"}
+    environment = read_environment(write_opt_ml(resources=resources), {})
+    assert launch.network_variables(environment, tmp_path) == {"GLOO_SOCKET_IFNAME": "lo"}
+    (tmp_path / "uverbs0").touch()
+    resources["current_instance_type"] = "ml.p4d.24xlarge"
+    environment = dataclasses.replace(environment, resource_config=resources, num_gpus=8)
+    assert launch.network_variables(environment, tmp_path) == {
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "FI_PROVIDER": "efa",
+        "RDMAV_FORK_SAFE": "1",
+        "FI_EFA_USE_DEVICE_RDMA": "1",
+    }
 
 
 def test_c12_nothing_a_killed_torchrun_left_behind_outlives_the_job(training_job):

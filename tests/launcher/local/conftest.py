@@ -4,7 +4,7 @@ import json
 import os
 import tarfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import count
 from pathlib import Path
@@ -27,9 +27,15 @@ class Aws:
 
     server: LocalServer
     session: boto3.Session
+    clients: dict = field(default_factory=dict)
 
-    def client(self, service, **options):
-        return self.session.client(service, endpoint_url=self.server.url, **options)
+    def client(self, service, config=None):
+        """A client; making one takes longer than most tests, so that it is kept."""
+        if config is not None:
+            return self.session.client(service, endpoint_url=self.server.url, config=config)
+        if service not in self.clients:
+            self.clients[service] = self.session.client(service, endpoint_url=self.server.url)
+        return self.clients[service]
 
     @property
     def sagemaker(self):

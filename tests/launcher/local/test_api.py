@@ -75,7 +75,7 @@ def test_an_operation_that_is_missing_is_named_with_those_there_are(aws):
 
 
 def test_a_runtime_path_that_is_missing_is_named(aws):
-    runtime = aws.client("sagemaker-runtime")
+    runtime = aws.client("sagemaker-runtime", config=Config())  # its own: it is changed
     runtime.meta.events.register(
         "before-sign.sagemaker-runtime.InvokeEndpoint",
         lambda request, **_: setattr(request, "url", request.url.replace("invocations", "nothing")),

@@ -220,6 +220,8 @@ def request_in_flight_is_answered(bench: Bench) -> None:
             f"SIGTERM did not end serve within {bench.patience.serving_stop:.0f} s: SIGKILL follows, every scale-in "
             "and update cuts requests off"
         )
+    if isinstance(answer, Answer) and 400 <= answer.status < 500:
+        raise NotJudged(f"the given request is answered {answer}: give one that the model answers with 200")
     if not (isinstance(answer, Answer) and answer.is_success):
         raise CheckFailed(f"the request in flight at SIGTERM: {answer}; every scale-in and update loses requests")
 

@@ -82,6 +82,7 @@ class ProcessRunning:
                     start_new_session=True,
                 )
             except OSError as error:
+                shutil.rmtree(home)
                 raise CannotStart(f"{argv[0]} cannot be started: {error.strerror}") from error
 
     @property

@@ -17,6 +17,7 @@ CASES = [
     (("C85", "C91", "C92", "C131"), {"faults": ("serve-fails",)}, "does not start, see C3"),
     (("C104", "C106"), {"faults": ("serve-fails",)}, "does not serve otherwise either"),
     (("C90", "C93", "C94"), {"request": Request(b"{", "application/json")}, "answered 400"),
+    (("C101",), {"slow_request": Request(b"{", "application/json")}, "answered 400"),
     (("C86",), {"request": Request(b"{", "application/json")}, "never answered with success"),
     (("C93",), {"request": Request(b"", "image/png")}, "means nothing for image/png"),
     (("C87",), {"slow_request": None}, "--slow-request"),

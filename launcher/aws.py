@@ -26,6 +26,7 @@ from botocore.exceptions import (
 
 from launcher.errors import AwsRefused, ConfigError
 from launcher.jobs.api import ApiCall
+from launcher.jobs.training import sdk_script_mode_problems
 from launcher.validate import enum_problems, problems, service_model
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,8 @@ class Aws:
         for problem in unknown:
             logger.warning("%s; sent all the same", problem)
         wrong = [problem for problem in problems(call) if problem not in unknown]
+        if call.operation == "CreateTrainingJob":
+            wrong += sdk_script_mode_problems(call.request)
         if wrong:
             raise ConfigError("\n".join(wrong))
 

@@ -126,6 +126,8 @@ class Images(Section):
     """Build with the docker client and BuildKit, for Dockerfiles with cache mounts."""
     cache: bool = False
     """Pull what was pushed last before building: for machines that start empty, such as CodeBuild's."""
+    codebuild_project: str | None = None
+    """CodeBuild project that `build --remote` starts; it runs buildspec.yml."""
     min_free_gb: float = Field(default=5, ge=0)
     """Disk that must be free before a build."""
     training: TrainingImage = TrainingImage()

@@ -24,6 +24,7 @@ THREADS = 8
 PART_BYTES = 8 * 1024 * 1024  # of a multipart upload; the ETag depends on it
 TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
 IGNORED = {"__pycache__", ".git", ".DS_Store", ".ipynb_checkpoints"}
+DIGEST_DIGITS = 12
 DELETE_BATCH = 1000  # DeleteObjects takes as many
 
 
@@ -57,6 +58,8 @@ class Transfer:
     skipped: int
     removed: int
     seconds: float
+    digest: str = ""
+    """Of names and contents, for an upload: the same data have the same."""
 
 
 def upload(aws: Aws, source: Path, uri: str, progress: Progress | None = None) -> Transfer:
@@ -74,7 +77,8 @@ def upload(aws: Aws, source: Path, uri: str, progress: Progress | None = None) -
     files = _files(source, key)
     existing = {item["Key"]: item for item in objects(aws, uri if source.is_dir() else f"s3://{bucket}/{key}")}
     started = time.monotonic()
-    waiting = [(path, name) for path, name in files if not _is_there(path, existing.get(name))]
+    etags = {name: etag(path) for path, name in files}
+    waiting = [(path, name) for path, name in files if not _is_there(path, etags[name], existing.get(name))]
     total = sum(path.stat().st_size for path, _ in waiting)
     progress.start(f"upload {source.name} -> {uri}", total)
     client = aws.client("s3")
@@ -94,7 +98,8 @@ def upload(aws: Aws, source: Path, uri: str, progress: Progress | None = None) -
         batch = [{"Key": name} for name in gone[start : start + DELETE_BATCH]]
         aws.call("s3", "DeleteObjects", Bucket=bucket, Delete={"Objects": batch, "Quiet": True})
     progress.finish()
-    return Transfer(len(waiting), total, len(files) - len(waiting), len(gone), time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return Transfer(len(waiting), total, len(files) - len(waiting), len(gone), seconds, _digest(key, etags))
 
 
 def download(aws: Aws, uri: str, target: Path, progress: Progress | None = None) -> Transfer:
@@ -191,10 +196,15 @@ def _files(source: Path, key: str) -> list[tuple[Path, str]]:
     return found
 
 
-def _is_there(path: Path, item: dict[str, Any] | None) -> bool:
+def _is_there(path: Path, checksum: str, item: dict[str, Any] | None) -> bool:
     if item is None or item["Size"] != path.stat().st_size:
         return False
-    return item["ETag"].strip('"') == etag(path)
+    return item["ETag"].strip('"') == checksum
+
+
+def _digest(key: str, etags: dict[str, str]) -> str:
+    lines = "\n".join(f"{name.removeprefix(key)} {etags[name]}" for name in sorted(etags))
+    return hashlib.sha256(lines.encode()).hexdigest()[:DIGEST_DIGITS]
 
 
 def _inside(target: Path, name: str) -> Path:

@@ -3,6 +3,7 @@
 import logging
 import re
 import secrets
+import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.config import Config
 from launcher.errors import AwsRefused, ConfigError, JobFailed
 from launcher.jobs import endpoint, training, transform
-from launcher.jobs.api import ApiCall, JobContext, content_name, unique_name
+from launcher.jobs.api import ApiCall, JobContext, content_name, tag_list, unique_name
 from launcher.jobs.common import is_local_model, model_data_uri, project_uri
 from launcher.jobs.endpoint import ServedModel
 from launcher.packing import code_digest
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DRY_RUN_ACCOUNT = "111122223333"  # AWS's own example account
+DATA_TAG, COMMIT_TAG = "slipway:data", "slipway:commit"
+TAG_LIMIT = 256  # characters of a tag's value
+GIT_SECONDS = 10
 NO_CAPACITY = re.compile(r"CapacityError|InsufficientInstanceCapacity|InsufficientCapacity")
 DRY_RUN_JOB = "newest-training-job"
 
@@ -130,8 +134,10 @@ class Project:
             The job's name.
         """
         context = self.context()
-        self._upload(training.uploads(self.config, context, self.directory))
-        self.send(training.calls(self.config, context, instance_type))
+        digests = self._upload(training.uploads(self.config, context, self.directory))
+        (call,) = training.calls(self.config, context, instance_type)
+        call.request["Tags"] += tag_list(provenance(self.directory, digests))
+        self.send([call])
         return context.job_name
 
     def train(self, follow: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
@@ -256,11 +262,13 @@ class Project:
                 return None
             raise
 
-    def _upload(self, pairs: list[tuple[Path, str]]) -> None:
+    def _upload(self, pairs: list[tuple[Path, str]]) -> list[str]:
         from launcher import data
 
+        digests = []
         for source, uri in pairs:
             done = data.upload(self.aws, source, uri, self.progress)
+            digests.append(done.digest)
             logger.info(
                 "-> uploaded %d files (%s), %d were there, %.1f s",
                 done.files,
@@ -268,6 +276,7 @@ class Project:
                 done.skipped,
                 done.seconds,
             )
+        return digests
 
     def send(self, calls: list[ApiCall]) -> None:
         """Send requests in order, after a look for secrets."""
@@ -275,6 +284,26 @@ class Project:
         for call in calls:
             self.aws.send(call)
             logger.info("-> %s %s", call.operation, _name_in(call.request))
+
+
+def provenance(directory: Path, digests: list[str]) -> dict[str, str]:
+    """Tags that say what a job was made of: its uploaded data, and the commit of the project."""
+    tags = {DATA_TAG: "-".join(digests)[:TAG_LIMIT]} if digests else {}
+    commit = _git(directory, "rev-parse", "--short=12", "HEAD")
+    if commit:
+        changed = _git(directory, "status", "--porcelain", "--untracked-files=no")
+        tags[COMMIT_TAG] = f"{commit}-changed" if changed else commit
+    return tags
+
+
+def _git(directory: Path, *arguments: str) -> str:
+    """Output of a git command; empty where there is no git or no repository."""
+    try:
+        command = ["git", "-C", str(directory), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _name_in(request: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,12 +34,15 @@ def chosen_images(settings: "Settings", kind: str) -> dict[str, "Image"]:
 
 @click.command()
 @click.argument("image", type=KINDS, default="all")
+@click.option("--remote", is_flag=True, help="In CodeBuild, both images, pushed as well (images.codebuild_project).")
 @common_options
-def build(options: Options, image: str) -> None:
+def build(options: Options, image: str, remote: bool) -> None:
     """Build the training image, the serving image or both."""
     from launcher import images
 
     settings = load_settings(options)
+    if remote:
+        return build_remotely(options, settings)
     chosen = chosen_images(settings, image)
     common = settings.config.images
     if options.dry_run:
@@ -54,6 +57,29 @@ def build(options: Options, image: str) -> None:
         built[kind] = {"image": images.local_reference(item), "id": identity}
     lines = [f"-> built {item['image']} {item['id'][:19]}" for item in built.values()]
     return show(options, built, [*lines, "next: python -m launcher train --local"])
+
+
+def build_remotely(options: Options, settings: "Settings") -> None:
+    """Start CodeBuild, follow its log and keep the digests it has pushed."""
+    project = settings.config.images.codebuild_project
+    if options.dry_run:
+        return show_call(options, "StartBuild", {"projectName": project}, "codebuild")
+    from launcher import codebuild
+
+    aws = open_project(settings, options).aws
+    build_id = codebuild.start(aws, project)
+    if options.no_wait:
+        return show(options, {"build": build_id}, [f"-> {build_id}"])
+    pushed = codebuild.pushed_images(aws, codebuild.follow(aws, build_id))
+    keep_pushed(pushed)
+    lines = [f"-> pushed {item['uri']}" for item in pushed.values()]
+    return show(options, pushed, [*lines, "next: python -m launcher train"])
+
+
+def keep_pushed(pushed: dict[str, Any]) -> None:
+    """Note the digests: jobs use them from now on."""
+    LOCAL_HOME.mkdir(exist_ok=True)
+    (LOCAL_HOME / IMAGES_FILE).write_text(json.dumps(pushed, indent=2))
 
 
 @click.command()
@@ -71,14 +97,13 @@ def push(options: Options, image: str, output: Path | None) -> None:
 
     project = open_project(settings, options)
     record = LOCAL_HOME / IMAGES_FILE
-    record.parent.mkdir(exist_ok=True)
     pushed = json.loads(record.read_text()) if record.exists() else {}
     lines = []
     for kind, item in chosen.items():
         done = push_image(project.aws, item, settings.config.images.registry, project.progress)
         pushed[kind] = {**asdict(done), "region": settings.config.region}
         lines.append(f"-> pushed {done.uri} ({size_text(done.size_bytes)}, {size_text(done.uploaded_bytes)} sent)")
-        record.write_text(json.dumps(pushed, indent=2))
+        keep_pushed(pushed)
     if output:
         output.write_text(json.dumps(pushed, indent=2))
     return show(options, pushed, [*lines, "next: python -m launcher train"])

@@ -44,6 +44,8 @@ def show_trained(options: Options, description: dict[str, Any]) -> None:
     """Print what matters of a finished training job."""
     result = training_result(description)
     lines = [f"-> trained {result['name']}" + seconds_text(result), f"-> model {result['model']}"]
+    if result["phases"]:
+        lines.append("   " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["phases"].items()))
     lines += [f"   {metric} {value:.4g}" for metric, value in result["metrics"].items()]
     show(options, result, [*lines, f"next: {command('deploy', result['name'], options)}"])
 
@@ -212,8 +214,19 @@ def training_result(description: dict[str, Any]) -> dict[str, Any]:
         "model": description.get("ModelArtifacts", {}).get("S3ModelArtifacts"),
         "training_seconds": description.get("TrainingTimeInSeconds"),
         "billable_seconds": description.get("BillableTimeInSeconds"),
+        "phases": phase_seconds(description.get("SecondaryStatusTransitions", [])),
         "metrics": {item["MetricName"]: item["Value"] for item in description.get("FinalMetricDataList", [])},
     }
+
+
+def phase_seconds(transitions: list[dict[str, Any]]) -> dict[str, float]:
+    """How long a job was in each status; an interrupted one was in some of them several times."""
+    phases: dict[str, float] = {}
+    for step in transitions:
+        if step.get("EndTime") and step["EndTime"] != step["StartTime"]:
+            length = (step["EndTime"] - step["StartTime"]).total_seconds()
+            phases[step["Status"]] = round(phases.get(step["Status"], 0.0) + length, 1)
+    return phases
 
 
 def seconds_text(result: dict[str, Any]) -> str:
@@ -230,16 +243,8 @@ def description_rows(description: dict[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for key, value in description.items():
         if key == "SecondaryStatusTransitions":
-            steps = [(step["Status"], step.get("StartTime"), step.get("EndTime")) for step in value]
-            text = ", ".join(f"{name} {_seconds(start, end)}".strip() for name, start, end in steps)
+            text = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in phase_seconds(value).items())
         else:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
         rows.append((key, text))
     return rows
-
-
-def _seconds(start: Any, end: Any) -> str:
-    if start is None or end is None:
-        return ""
-    length = end - start
-    return f"{getattr(length, 'total_seconds', lambda: length)():.0f}s"

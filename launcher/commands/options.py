@@ -131,7 +131,10 @@ def tell_price(options: Options, kind: Literal["train", "transform", "deploy"], 
     if options.local:
         return
     from launcher.cost import priced
+    from launcher.jobs.hosts import warnings
 
+    for warning in warnings(settings.config, kind):
+        logger.warning("%s", warning)
     for line in priced(kind, settings.config, os.environ).lines():
         logger.info("%s", line)
 

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from launcher.config import Config
+
 CUDA_VERSION = re.compile(r"(\d+)\.(\d+)")
 
 
@@ -82,3 +84,16 @@ def _choose(amis: tuple[Ami, ...], defaults: dict[str, tuple[int, int]], wanted:
         f"CUDA {cuda} is newer than the {newest[0]}.{newest[1]} that any host of ml.{wanted} runs natively; it works "
         "only through the image's forward-compatibility libraries",
     )
+
+
+def warnings(config: Config, kind: str) -> list[str]:
+    """What the user should know about the hosts a deployment or transform job will run on."""
+    cuda = config.images.serving.cuda
+    if kind == "transform" and not config.transform.ami:
+        choices = [transform_ami(config.transform.instance_type, cuda)]
+    elif kind == "deploy" and not (config.endpoint.ami or config.endpoint.serverless):
+        types = {variant.instance_type or config.endpoint.instance_type for variant in config.endpoint.variants}
+        choices = [inference_ami(name, cuda) for name in sorted(types or {config.endpoint.instance_type})]
+    else:
+        choices = []
+    return [choice.warning for choice in choices if choice.warning]

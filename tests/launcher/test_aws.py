@@ -134,6 +134,14 @@ def test_a_request_with_a_mistake_is_refused_before_it_is_sent(aws, sent):
     assert sent == []
 
 
+def test_c72_a_request_that_would_break_the_sdks_driver_script_is_refused(aws, sent, config, context):
+    (call,) = training.calls(config("training.channels={sm_drivers: s3://b/x}"), context)
+    call.request["HyperParameters"] = {"optimizer.lr": "1"}
+    with pytest.raises(ConfigError, match=r"hyperparameter 'optimizer\.lr': its name must be letters"):
+        aws.send(call)
+    assert sent == []
+
+
 def test_an_unknown_instance_type_is_a_warning_as_lists_age(aws, created, config, context, caplog):
     (call,) = training.calls(config("training.instance_type=ml.zz9.large"), context)
     with caplog.at_level(logging.WARNING, "launcher"):

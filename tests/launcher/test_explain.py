@@ -3,6 +3,7 @@
 
 import json
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -11,6 +12,7 @@ from launcher.causes import CAUSES
 from launcher.explain import explain, last_lines
 from launcher.run import LogLine
 
+START = datetime(2026, 1, 1, tzinfo=UTC)
 SAMPLES = {
     "quota": "ResourceLimitExceeded: The account-level service limit 'ml.p4d.24xlarge for training job usage' is 0 Instances",
     "capacity": "CapacityError: Unable to provision requested ML compute capacity. Please retry using a different ML instance type.",
@@ -135,11 +137,17 @@ def test_the_verb_explains_a_job(aws, canned, capsys, monkeypatch, tmp_path):
 def test_the_verb_shows_what_a_job_was(aws, canned, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("launcher.aws.Aws", lambda region: aws)
-    times = {"Status": "Training", "StatusMessage": "in progress", "StartTime": 10, "EndTime": 75}
+    times = {
+        "Status": "Training",
+        "StatusMessage": "in progress",
+        "StartTime": START,
+        "EndTime": START + timedelta(seconds=65),
+    }
     canned("DescribeTrainingJob", description("AlgorithmError: x", SecondaryStatusTransitions=[times]))
     assert cli.main(["show", "job"]) == 0
     shown = capsys.readouterr().out
     assert "FailureReason" in shown
+    assert "Training 65 s" in shown
     assert "AlgorithmError: x" in shown
     assert "next: python -m launcher explain job" in shown
     assert cli.main(["show", "job", "--json"]) == 0

@@ -1,6 +1,7 @@
 """Names, places and uploads of a project in an account; its settings and where they come from."""
 
 import json
+import subprocess
 import tarfile
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from launcher import cli
 from launcher.config import Config
 from launcher.errors import AwsRefused, ConfigError, JobFailed
+from launcher.project import provenance
 
 CAPACITY = {"Error": {"Code": "CapacityError", "Message": "no machines"}}
 
@@ -137,3 +139,33 @@ def test_the_schema_takes_what_the_file_may_say(tmp_path, capsys):
     )
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"nane": "a"}, schema)
+
+
+def test_a_job_says_what_it_was_made_of(project, sent, canned, tmp_path):
+    canned("CreateTrainingJob", {"TrainingJobArn": "arn"})
+    canned("DescribeTrainingJob", {"TrainingJobName": "x"})
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.txt").write_text("1")
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    subprocess.run(["git", "-C", str(tmp_path), "add", "images"], check=True)
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", "-C", str(tmp_path), *author, "commit", "-qm", "first"], check=True)
+
+    def tags():
+        project("training.channels.train=images").start_training()
+        (body,) = [body for name, body in sent[-3:] if name == "CreateTrainingJob"]
+        return {tag["Key"]: tag["Value"] for tag in body["Tags"]}
+
+    first = tags()
+    assert len(first["slipway:commit"]) == len(first["slipway:data"]) == 12
+    assert tags() == first
+    (tmp_path / "images" / "1.txt").write_text("2")
+    changed = tags()
+    assert changed["slipway:commit"] == f"{first['slipway:commit']}-changed"
+    assert changed["slipway:data"] != first["slipway:data"]
+
+
+def test_outside_a_repository_only_the_data_are_named(tmp_path, monkeypatch):
+    assert provenance(tmp_path / "nowhere", ["abc"]) == {"slipway:data": "abc"}
+    monkeypatch.setenv("PATH", "")
+    assert provenance(tmp_path, []) == {}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.jobs.hosts import inference_ami, transform_ami
+from launcher.jobs.hosts import inference_ami, transform_ami, warnings
 
 NEWEST = "al2023-ami-sagemaker-inference-gpu-4-1"
 
@@ -40,3 +40,13 @@ def test_c145_a_host_without_a_better_choice_keeps_its_default():
 
 def test_c145_a_cuda_newer_than_every_host_is_a_warning():
     assert "13.0 that any host of ml.g5" in inference_ami("ml.g5.xlarge", "14.1").warning
+
+
+def test_c145_the_configuration_is_warned_of_where_only_forward_compatibility_can_work(config):
+    assert "CUDA 13.0 is newer" in warnings(config("transform.instance_type=ml.g5.xlarge"), "transform")[0]
+    assert warnings(config("transform.ami=al2-ami-sagemaker-batch-gpu-470"), "transform") == []
+    assert warnings(config(), "deploy") == []
+    newer = config("images.serving.cuda='14.0'", "endpoint.variants=[{name: a, model: s3://b/1}]")
+    assert len(warnings(newer, "deploy")) == 1
+    assert warnings(config("endpoint.serverless=true"), "deploy") == []
+    assert warnings(config(), "train") == []

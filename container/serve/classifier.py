@@ -13,6 +13,7 @@ from container.model import decode_image, load_model, normalize, resize_image
 from container.serve import codec
 from container.serve.call import Call
 from container.serve.exchange import BadRequest, UnsupportedMediaType
+from container.serve.images import checked_image
 
 CONTENT_TYPES = (codec.IMAGE, "image/*", *codec.ARRAY_TYPES)
 WORTH_FREEZING = 0.95  # a frozen copy holds its weights a second time while both live: 5 % is the least it must gain
@@ -41,10 +42,11 @@ class ImageClassifier:
         return normalize(self._pixels_of_array(self._values(call, kind)), self.signature)
 
     def _pixels_of_image(self, body: bytes) -> torch.Tensor:
+        checked = checked_image(body)
         try:
-            image = decode_image(body, self.signature.channels)
+            image = decode_image(checked, self.signature.channels)
         except (RuntimeError, ValueError) as error:
-            raise BadRequest(f"the body is no JPEG, PNG, GIF or WebP image: {str(error).splitlines()[0]}") from None
+            raise BadRequest(f"the image cannot be decoded: {str(error).splitlines()[0][:200]}") from None
         return resize_image(image, self.signature.height, self.signature.width)
 
     def _values(self, call: Call, kind: str) -> Any:

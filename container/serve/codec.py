@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from container.serve.exchange import BadRequest, NotAcceptable, UnsupportedMediaType
+from container.serve.exchange import BadRequest, BodyTooLarge, NotAcceptable, UnsupportedMediaType
 
 JSON = "application/json"
 CSV = "text/csv"
@@ -30,6 +30,7 @@ ALIASES = {
     "application/npy": NPY,
 }
 ARRAY_TYPES = (JSON, CSV, NPY, JSON_LINES)
+TEXT_LIMIT_BYTES = 128 * 1024 * 1024  # batch transform sends at most 100 MB
 NPY_HEADER_LIMIT = 10_000  # numpy's own limit for headers it calls safe
 
 
@@ -90,12 +91,23 @@ def _quality(parameters: str) -> float:
     return 1.0
 
 
+def check_text_size(body: bytes) -> None:
+    """Refuse what would take thirty times its size as Python numbers; npy has no such limit.
+
+    Raises:
+        BodyTooLarge: over `TEXT_LIMIT_BYTES`.
+    """
+    if len(body) > TEXT_LIMIT_BYTES:
+        raise BodyTooLarge(f"{len(body)} bytes of text; above {TEXT_LIMIT_BYTES} send {NPY}, or read it in input_fn")
+
+
 def decode_json(body: bytes) -> Any:
     """Any JSON value.
 
     Raises:
         BadRequest: not JSON (NaN and infinity are not), or nested too deep.
     """
+    check_text_size(body)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -104,6 +116,7 @@ def decode_json(body: bytes) -> Any:
 
 def decode_json_lines(body: bytes) -> list[Any]:
     """One value per line; blank lines are no records."""
+    check_text_size(body)
     values = []
     for number, line in enumerate(bytes(body).splitlines(), 1):
         if line.strip():
@@ -120,6 +133,7 @@ def decode_csv(body: bytes) -> np.ndarray:
     Raises:
         BadRequest: not UTF-8, no rows, rows of different length, or a field that is no number.
     """
+    check_text_size(body)
     try:
         text = bytes(body).decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -120,6 +120,23 @@ def test_c136_a_body_of_100_mb_is_taken_in_batch_mode(start_server, user_model):
     assert answer.body == b"104857600"
 
 
+def test_c140_a_large_body_costs_less_than_three_times_its_size(start_server, user_model):
+    model = user_model("def predict_fn(data, model): return float(data[::4096].sum())")
+    server = start_server(model, **ONE_PROCESS).wait_ready()
+    worker = server.workers()[0]
+    server.request("POST", "/invocations", npy(np.ones(10, np.uint8)), NPY)
+    before = peak_memory(worker)
+    size = 256 * 1024 * 1024
+    answer = server.request("POST", "/invocations", npy(np.ones(size, np.uint8)), NPY, timeout=120)
+    assert answer.body == b"65536.0"
+    assert peak_memory(worker) - before < 3 * size
+
+
+def peak_memory(pid):
+    with open(f"/proc/{pid}/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
 def test_c99_a_client_that_leaves_costs_nothing_but_its_own_request(start_server, user_model):
     server = start_server(user_model(SLEEPER), **ONE_PROCESS).wait_ready()
     for _ in range(5):

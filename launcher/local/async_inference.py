@@ -47,9 +47,12 @@ class AsyncQueue:
         """Queue a request; its body is read from `input_uri` where it is None."""
         self._executor.submit(self._run, request, body)
 
-    def stop(self) -> None:
-        """End: what is queued still gets its failure object."""
+    def end(self) -> None:
+        """Start nothing new: what is queued gets its failure object."""
         self._ended.set()
+
+    def join(self) -> None:
+        """Wait until every request has its object."""
         self._executor.shutdown(wait=True)
 
     def _run(self, request: AsyncRequest, body: bytes | None) -> None:

@@ -23,6 +23,7 @@ UP_SECONDS = 60.0
 DOWN_SECONDS = 60.0  # endpoints get 30 s to drain
 POLL_SECONDS = 0.05
 LOG_LINES = 15
+ALIVE = "server.alive"  # locked by a server for life; holds its process id
 AWS_CONFIG = "aws-config"  # an AWS configuration file with an empty default profile
 DUMMY_CREDENTIAL = "local"
 
@@ -71,9 +72,8 @@ def up(home: Path = DEFAULT_HOME, environ: Mapping[str, str] | None = None) -> L
     home = home.resolve()
     home.mkdir(parents=True, exist_ok=True)
     with _locked(home / "up.lock"):
-        running = status(home)
-        if running is not None:
-            return running
+        if _is_alive(home):  # it may be busy, or just starting
+            return _wait_for_answer(home, None)
         return _start(home, environ)
 
 
@@ -93,16 +93,16 @@ def down(home: Path = DEFAULT_HOME) -> bool:
         LocalServerError: it still lives after a minute; it has been sent SIGKILL.
     """
     home = home.resolve()
-    server = _read(home)
-    if server is None or not _is_alive(home):
+    if not _is_alive(home):
         return False
+    process_id = int((home / ALIVE).read_text())
     with contextlib.suppress(ProcessLookupError):
-        os.kill(server.pid, signal.SIGTERM)
+        os.kill(process_id, signal.SIGTERM)
     deadline = time.monotonic() + DOWN_SECONDS
     while _is_alive(home):
         if time.monotonic() > deadline:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(server.pid, signal.SIGKILL)
+                os.kill(process_id, signal.SIGKILL)
             raise LocalServerError(
                 f"The local SageMaker did not end in {DOWN_SECONDS:g} s and was killed.{_log_end(home)}"
             )
@@ -135,17 +135,28 @@ def _start(home: Path, environ: Mapping[str, str] | None) -> LocalServer:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    try:
+        return _wait_for_answer(home, process)
+    except LocalServerError:
+        process.kill()
+        process.wait()
+        raise
+
+
+def _wait_for_answer(home: Path, process: subprocess.Popen[bytes] | None) -> LocalServer:
+    """The server once it answers; `process` is the one just started, None where it was there before."""
     deadline = time.monotonic() + UP_SECONDS
     while time.monotonic() < deadline:
         server = _read(home)
-        if server is not None and server.pid == process.pid and _answers(server):
+        if server is not None and (process is None or server.pid == process.pid) and _answers(server):
             return server
-        if process.poll() is not None:
+        if process is not None and process.poll() is not None:
             raise LocalServerError(f"The local SageMaker ended with code {process.returncode}.{_log_end(home)}")
         time.sleep(POLL_SECONDS)
-    process.kill()
-    process.wait()
-    raise LocalServerError(f"The local SageMaker did not answer within {UP_SECONDS:g} s.{_log_end(home)}")
+    raise LocalServerError(
+        f"The local SageMaker did not answer within {UP_SECONDS:g} s; end it with: python -m launcher local down."
+        f"{_log_end(home)}"
+    )
 
 
 def _log_end(home: Path) -> str:
@@ -165,7 +176,7 @@ def _read(home: Path) -> LocalServer | None:
 def _is_alive(home: Path) -> bool:
     """Whether somebody holds the lock that a server holds for life."""
     try:
-        with (home / "server.alive").open("rb") as file:
+        with (home / ALIVE).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

@@ -3,10 +3,12 @@
 import logging
 import random
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from container import contract
 from launcher.local.async_inference import AsyncQueue
 from launcher.local.data_capture import DataCapture
 from launcher.local.errors import JobFailed, RuntimeValidationError, ServiceError, ServiceUnavailable
@@ -19,6 +21,8 @@ from launcher.local.variant import Variant, start_variants, variant_summary
 logger = logging.getLogger(__name__)
 WATCH_SECONDS = 2.0
 SHADOW_THREADS = 4
+LATECOMER_SECONDS = 0.2  # for requests that chose the old variants just before the switch
+DRAIN_POLL_SECONDS = 0.05
 
 
 class Deployment:
@@ -34,8 +38,7 @@ class Deployment:
         self._capture = DataCapture(platform.buckets, endpoint_name, capture) if captures else None
         self.queue: AsyncQueue | None = None
         if "AsyncInferenceConfig" in config:
-            invoke_next = lambda invocation: self.invoke(invocation, None)[0]  # noqa: E731
-            self.queue = AsyncQueue(platform.buckets, config["AsyncInferenceConfig"], invoke_next)
+            self.queue = AsyncQueue(platform.buckets, config["AsyncInferenceConfig"], self._invoke_any)
 
     def all(self) -> Iterator[Variant]:
         yield from self.variants
@@ -74,19 +77,32 @@ class Deployment:
             self._capture.add(variant.name, invocation, reply)
         return reply, variant
 
+    def _invoke_any(self, invocation: Invocation) -> Reply:
+        return self.invoke(invocation, None)[0]
+
     def _invoke_shadow(self, shadow: Variant, invocation: Invocation) -> None:
         try:
             shadow.invoke(invocation)  # nobody sees the answer
         except ServiceError as error:
             logger.warning("shadow variant %s: %s", shadow.name, error)
 
+    def drain(self) -> None:
+        """Let the requests that are under way end; none comes any more."""
+        time.sleep(LATECOMER_SECONDS)
+        deadline = time.monotonic() + contract.INVOCATION_TIMEOUT_SECONDS
+        while any(variant.in_flight for variant in self.variants) and time.monotonic() < deadline:
+            time.sleep(DRAIN_POLL_SECONDS)
+
     def stop(self) -> None:
+        """End the containers; what is still under way has their grace, and breaks then."""
         if self.queue is not None:
-            self.queue.stop()
-        self._shadow_calls.shutdown(wait=True)
+            self.queue.end()
         variants = list(self.all())
         with ThreadPoolExecutor(max(1, len(variants))) as executor:
             list(executor.map(Variant.stop, variants))
+        if self.queue is not None:
+            self.queue.join()
+        self._shadow_calls.shutdown(wait=True)
         if self._capture is not None:
             self._capture.stop()
 
@@ -120,6 +136,7 @@ class Endpoint:
         old, self._current = self._current, fresh
         self._update(**deployed_members(fresh))
         if old is not None:
+            old.drain()
             old.stop()
 
     def _update(self, **members: Any) -> None:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from launcher.local.admin import Admin
 from launcher.local.buckets import Buckets
-from launcher.local.client import AWS_CONFIG, RUNTIME_VARIABLE, LocalServer
+from launcher.local.client import ALIVE, AWS_CONFIG, RUNTIME_VARIABLE, LocalServer
 from launcher.local.containers import ProcessRuntime, Runtime
 from launcher.local.endpoints import Endpoints
 from launcher.local.faults import Faults
@@ -56,11 +56,14 @@ def main() -> int:
 
 
 def _hold_alive_lock(home: Path) -> IO[bytes]:
-    file = (home / "server.alive").open("ab")
+    file = (home / ALIVE).open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit(f"Another local SageMaker runs in {home}")
+    file.truncate(0)
+    file.write(str(os.getpid()).encode())
+    file.flush()
     return file
 
 

@@ -42,6 +42,8 @@ class Variant:
         self._lock = threading.Lock()  # replacing an instance and stopping the variant exclude each other
         self._failed_pings = 0
         self._next_try = 0.0
+        self._calls = threading.Lock()
+        self.in_flight = 0
 
     @property
     def startup_seconds(self) -> float:
@@ -146,6 +148,7 @@ class Variant:
         if not self._free_slots.acquire(blocking=False):
             raise Throttled(f"Rate exceeded: variant {self.name} takes {self.serverless['MaxConcurrency']} at a time.")
         served = server.containers[0]
+        self._count(1)
         try:
             yield server
         except InvocationTimeout as error:
@@ -154,7 +157,12 @@ class Variant:
         except InvocationBroken as error:
             raise self._model_error(served, 500, f"The container broke the connection: {error}") from error
         finally:
+            self._count(-1)
             self._free_slots.release()
+
+    def _count(self, change: int) -> None:
+        with self._calls:
+            self.in_flight += change
 
     def _model_error(self, served: ServedContainer, status: int, text: str) -> ModelError:
         kind = "client" if 400 <= status < 500 else "server"

@@ -46,7 +46,8 @@ def test_an_async_request_over_its_time_to_live_fails():
     buckets = Bucket()
     queue = AsyncQueue(buckets, {}, lambda invocation: pytest.fail("it must not be run"))
     queue.submit(async_request(expires=time.time() - 1), b"body")
-    queue.stop()
+    queue.end()
+    queue.join()
     assert b"longer in the queue than its RequestTTLSeconds" in buckets.objects["bad"]
 
 
@@ -67,14 +68,16 @@ def test_an_async_request_waits_while_the_instance_is_replaced():
     queue = AsyncQueue(buckets, {}, invoke)
     queue.submit(async_request(), b"body")
     assert done.wait(10)
-    queue.stop()
+    queue.end()
+    queue.join()
     assert buckets.objects == {"good": b"ok"}
 
 
 def test_an_async_failure_without_a_failure_path_is_only_logged(caplog):
     queue = AsyncQueue(Bucket(), {}, lambda invocation: 1 / 0)
     queue.submit(async_request(failure_uri=""), b"body")
-    queue.stop()
+    queue.end()
+    queue.join()
     assert "ZeroDivisionError: division by zero" in caplog.text
 
 

@@ -148,6 +148,17 @@ def test_a_server_that_ignores_down_is_killed(own_server, monkeypatch):
     aws.wait_for(lambda: client.down(aws.server.home), lambda was_running: not was_running)
 
 
+def test_up_reports_a_server_that_is_there_and_does_not_answer(own_server, monkeypatch):
+    aws = own_server()
+    os.kill(aws.server.pid, signal.SIGSTOP)
+    monkeypatch.setattr(client, "UP_SECONDS", 0.1)
+    with pytest.raises(client.LocalServerError, match="end it with: python -m launcher local down"):
+        client.up(aws.server.home)
+    os.kill(aws.server.pid, signal.SIGCONT)
+    monkeypatch.undo()
+    assert client.up(aws.server.home) == aws.server
+
+
 def test_a_second_server_in_one_home_refuses_to_start(own_server):
     aws = own_server()
     argv = [sys.executable, "-m", "launcher.local.server", str(aws.server.home)]

@@ -1,6 +1,7 @@
 """`image check`: what SageMaker, or a stranger who pulls it, would find wrong with an image; before it is pushed."""
 
 import io
+import logging
 import re
 import tarfile
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from launcher.config import Image
 from launcher.findings import Finding
 from launcher.project import size_text
 from launcher.secrets import secrets_of
+
+logger = logging.getLogger(__name__)
 
 SERVERLESS_BYTES = 10 * 1024**3  # "Deploy models with Amazon SageMaker Serverless Inference": 10 GB
 LARGEST_LAYERS = 3
@@ -33,6 +36,7 @@ def check_image(client: Any, image: Image, reference: str, instance_types: list[
         instance_types: where it is to run.
     """
     found = client.images.get(reference)
+    logger.info("   reading every layer of %s; a large image takes a minute", reference)
     attributes = found.attrs
     settings = attributes["Config"]
     return [

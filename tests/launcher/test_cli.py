@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from launcher import cli
 from launcher.errors import JobFailed
+from launcher.settings import load
 
 ROOT = Path(__file__).parents[2]
 YAML = """
@@ -300,3 +302,20 @@ def test_a_local_sagemaker_that_cannot_start_is_one_line(here, monkeypatch, caps
     monkeypatch.setenv("SLIPWAY_LOCAL_RUNTIME", "nonsense")
     assert cli.main(["local", "up"]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_every_verb_of_the_documentation_exists():
+    text = (ROOT / "docs" / "launcher.md").read_text()
+    mentioned = set(re.findall(r"python -m launcher ([a-z]+)", text))
+    for row in re.findall(
+        r"^\| (`[a-z].*?) \|", text.partition("## Verbs")[2].partition("## launcher.yaml")[0], re.MULTILINE
+    ):
+        mentioned |= {name.split()[0] for name in re.findall(r"`([a-z]+[a-z -]*)", row)}
+    assert mentioned - {"init"} <= set(cli.cli.commands)
+    assert set(cli.cli.commands) <= mentioned
+
+
+def test_the_configuration_of_the_documentation_is_valid(tmp_path):
+    text = (ROOT / "docs" / "launcher.md").read_text()
+    (tmp_path / "launcher.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    assert load(tmp_path / "launcher.yaml").config.training.max_runtime == 8 * 3600

@@ -26,7 +26,7 @@ DRAIN_POLL_SECONDS = 0.05
 
 
 class Deployment:
-    """What runs for one configuration of an endpoint: its variants, its queue, its capture."""
+    """What runs for one configuration of an endpoint: its variants and its capture."""
 
     def __init__(self, platform: Platform, endpoint_name: str, config: Document) -> None:
         self.config = config
@@ -36,9 +36,6 @@ class Deployment:
         capture = config.get("DataCaptureConfig", {})
         captures = capture.get("EnableCapture", bool(capture))
         self._capture = DataCapture(platform.buckets, endpoint_name, capture) if captures else None
-        self.queue: AsyncQueue | None = None
-        if "AsyncInferenceConfig" in config:
-            self.queue = AsyncQueue(platform.buckets, config["AsyncInferenceConfig"], self._invoke_any)
 
     def all(self) -> Iterator[Variant]:
         yield from self.variants
@@ -77,9 +74,6 @@ class Deployment:
             self._capture.add(variant.name, invocation, reply)
         return reply, variant
 
-    def _invoke_any(self, invocation: Invocation) -> Reply:
-        return self.invoke(invocation, None)[0]
-
     def _invoke_shadow(self, shadow: Variant, invocation: Invocation) -> None:
         try:
             shadow.invoke(invocation)  # nobody sees the answer
@@ -95,13 +89,9 @@ class Deployment:
 
     def stop(self) -> None:
         """End the containers; what is still under way has their grace, and breaks then."""
-        if self.queue is not None:
-            self.queue.end()
         variants = list(self.all())
         with ThreadPoolExecutor(max(1, len(variants))) as executor:
             list(executor.map(Variant.stop, variants))
-        if self.queue is not None:
-            self.queue.join()
         self._shadow_calls.shutdown(wait=True)
         if self._capture is not None:
             self._capture.stop()
@@ -113,6 +103,7 @@ class Endpoint:
     def __init__(self, platform: Platform, name: str) -> None:
         self._platform = platform
         self.name = name
+        self.queue: AsyncQueue | None = None  # of an asynchronous endpoint; it outlives an update
         self._current: Deployment | None = None
         self._deleted = threading.Event()
         self._deploying = threading.Thread()
@@ -134,6 +125,8 @@ class Endpoint:
             self._update(EndpointStatus="InService" if self._current else "Failed", FailureReason=str(error))
             return
         old, self._current = self._current, fresh
+        if self.queue is None and "AsyncInferenceConfig" in config:
+            self.queue = AsyncQueue(self._platform.buckets, config["AsyncInferenceConfig"], self._invoke_queued)
         self._update(**deployed_members(fresh))
         if old is not None:
             old.drain()
@@ -159,9 +152,12 @@ class Endpoint:
         variant = self._synchronous().choose(target_variant)
         return variant.stream(invocation), variant
 
+    def _invoke_queued(self, invocation: Invocation) -> Reply:
+        return self.deployment().invoke(invocation, None)[0]
+
     def _synchronous(self) -> Deployment:
         deployment = self.deployment()
-        if deployment.queue is not None:
+        if self.queue is not None:
             raise RuntimeValidationError(f"Endpoint {self.name} is asynchronous: use InvokeEndpointAsync.")
         return deployment
 
@@ -194,9 +190,13 @@ class Endpoint:
         self._deleted.set()
         if self._deploying.ident is not None:
             self._deploying.join()
+        if self.queue is not None:
+            self.queue.end()
         current, self._current = self._current, None
         if current is not None:
             current.stop()
+        if self.queue is not None:
+            self.queue.join()
 
 
 def deployed_members(deployment: Deployment) -> Document:

@@ -117,15 +117,15 @@ class RuntimeApi:
         return RuntimeReply("200 OK", answered, events(reply, time.monotonic() + STREAM_SECONDS))
 
     def _invoke_async(self, endpoint: Endpoint, headers: Mapping[str, str], body: bytes) -> RuntimeReply:
-        deployment = endpoint.deployment()
-        if deployment.queue is None:
+        deployment, queue = endpoint.deployment(), endpoint.queue
+        if queue is None:
             raise RuntimeValidationError(f"Endpoint {endpoint.name} is not asynchronous: use InvokeEndpoint.")
         inference_id = headers.get(contract.INFERENCE_ID_HEADER) or str(uuid4())
         output = deployment.config["AsyncInferenceConfig"]["OutputConfig"]
         request = async_request(inference_id, headers, output)
         if request.input_uri:
             self._check_input(request.input_uri)
-        deployment.queue.submit(request, None if request.input_uri else checked_inline(body))
+        queue.submit(request, None if request.input_uri else checked_inline(body))
         answered = [("Content-Type", "application/json"), (PREFIX + "OutputLocation", request.output_uri)]
         if request.failure_uri:
             answered.append((PREFIX + "FailureLocation", request.failure_uri))

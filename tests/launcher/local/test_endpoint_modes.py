@@ -104,6 +104,16 @@ def test_async_and_synchronous_calls_are_kept_apart(aws, async_endpoint, endpoin
         runtime.invoke_endpoint_async(EndpointName=endpoint({"A": model()}), Body=b"x")
 
 
+def test_an_update_keeps_what_is_queued(aws, async_endpoint):
+    name, _ = async_endpoint(MaxConcurrentInvocationsPerInstance=1)
+    invoke_async(aws, name, b"sleep 1")
+    queued = invoke_async(aws, name, b"queued")
+    config = aws.sagemaker.describe_endpoint(EndpointName=name)["EndpointConfigName"]
+    aws.sagemaker.update_endpoint(EndpointName=name, EndpointConfigName=config)
+    assert wait_for_object(aws, queued["OutputLocation"]) == b"QUEUED"
+    assert aws.wait_in_service(name)["EndpointStatus"] == "InService"
+
+
 def test_deleting_an_async_endpoint_fails_what_is_queued(aws, model, unique):
     name = unique("endpoint")
     output = {"S3OutputPath": f"{BUCKET}/deleted/good", "S3FailurePath": f"{BUCKET}/deleted/bad"}

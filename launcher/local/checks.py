@@ -72,12 +72,13 @@ def _check_channel(platform: Platform, channel: Mapping[str, Any], job_mode: str
     source = channel["DataSource"].get("S3DataSource")
     if source is None:
         raise ValidationException(f"Channel {name}: the local SageMaker reads S3DataSource only, no file system")
-    mode = channel.get("InputMode", job_mode)
-    if mode == "Pipe" or source.get("S3DataType") not in ("S3Prefix", "ManifestFile"):
+    if source.get("S3DataType") not in ("S3Prefix", "ManifestFile"):
         raise ValidationException(
-            f"Channel {name}: the local SageMaker has the input modes File and FastFile with S3Prefix or ManifestFile, "
-            f"not {mode} with {source.get('S3DataType')}"
+            f"Channel {name}: the local SageMaker has S3Prefix and ManifestFile, not {source.get('S3DataType')}"
         )
+    packed = {channel.get("CompressionType", "None"), channel.get("RecordWrapperType", "None")} - {"None"}
+    if packed and channel.get("InputMode", job_mode) != "Pipe":
+        raise ValidationException(f"Channel {name}: {', '.join(sorted(packed))} is for Pipe mode only")
     check_input(platform, source)
 
 

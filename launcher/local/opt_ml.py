@@ -35,7 +35,8 @@ def write_training_input(
     if "CheckpointConfig" in request:
         opt_ml.checkpoints.mkdir(parents=True, exist_ok=True)
     for channel in request.get("InputDataConfig", []):
-        opt_ml.channel(channel["ChannelName"]).mkdir(parents=True, exist_ok=True)
+        if input_mode(request, channel) != "Pipe":
+            opt_ml.channel(channel["ChannelName"]).mkdir(parents=True, exist_ok=True)
     _write(opt_ml.hyperparameters, request.get("HyperParameters", {}))
     _write(opt_ml.input_data_config, input_data_config(request))
     _write(opt_ml.resource_config, resource_config(request, current_host, hosts, network_interface))
@@ -43,11 +44,10 @@ def write_training_input(
 
 def input_data_config(request: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """The content of inputdataconfig.json: no S3 location is shown to the container."""
-    job_mode = request.get("AlgorithmSpecification", {}).get("TrainingInputMode", "File")
     channels = {}
     for channel in request.get("InputDataConfig", []):
         source = channel.get("DataSource", {}).get("S3DataSource", {})
-        mode = channel.get("InputMode", job_mode)
+        mode = input_mode(request, channel)
         entry = {
             "TrainingInputMode": "File" if mode == "FastFile" else mode,  # what the current guide says is written
             "S3DistributionType": source.get("S3DataDistributionType", "FullyReplicated"),
@@ -57,6 +57,12 @@ def input_data_config(request: Mapping[str, Any]) -> dict[str, dict[str, str]]:
             entry["ContentType"] = channel["ContentType"]
         channels[channel["ChannelName"]] = entry
     return channels
+
+
+def input_mode(request: Mapping[str, Any], channel: Mapping[str, Any]) -> str:
+    """`File`, `FastFile` or `Pipe`: the channel's own, else the job's."""
+    job_mode = request.get("AlgorithmSpecification", {}).get("TrainingInputMode", "File")
+    return str(channel.get("InputMode", job_mode))
 
 
 def resource_config(

@@ -13,10 +13,11 @@ from launcher.local.checkpoints import CheckpointSync
 from launcher.local.cluster import Outcome, supervise
 from launcher.local.containers import TRAIN, Container, ContainerSpec, ContainerStartError, free_port
 from launcher.local.errors import JobFailed
-from launcher.local.inputs import download, shard, source_objects
+from launcher.local.inputs import InputObject, download, shard, source_objects
 from launcher.local.logs import TRAINING_GROUP, LogStream
 from launcher.local.metrics import MetricScanner
-from launcher.local.opt_ml import resource_config, write_training_input
+from launcher.local.opt_ml import input_mode, resource_config, write_training_input
+from launcher.local.pipes import PipeFeeder, channel_chunks
 from launcher.local.platform import SHUTDOWN_REASON, JobControl, Platform, stop_all
 from launcher.local.store import TRAINING_JOB, Document
 
@@ -85,6 +86,7 @@ class TrainingJob:
         self._network = f"slipway-{self._name}"
         definitions = request["AlgorithmSpecification"].get("MetricDefinitions", [])
         self._metrics = MetricScanner(definitions, self._name, platform.region)
+        self._feeders: list[PipeFeeder] = []
         self._master_port = free_port()
         self._billable_seconds = 0.0
 
@@ -135,13 +137,23 @@ class TrainingJob:
             hosts = hosts_of_groups(self._request, source.get("InstanceGroupNames", []))
             for index, host in enumerate(hosts):
                 mine = shard(objects, index, len(hosts), distribution)
-                download(self._platform.buckets, mine, self._trees[host].channel(channel["ChannelName"]))
+                if input_mode(self._request, channel) == "Pipe":
+                    self._feeders.append(self._feeder(channel, self._trees[host], mine))
+                else:
+                    download(self._platform.buckets, mine, self._trees[host].channel(channel["ChannelName"]))
         if "CheckpointConfig" not in self._request:
             return None
         directories = {host: self._checkpoint_directory(tree) for host, tree in self._trees.items()}
         sync = CheckpointSync(self._platform.buckets, self._request["CheckpointConfig"]["S3Uri"], directories)
         sync.restore()
         return sync
+
+    def _feeder(self, channel: Mapping[str, Any], tree: OptMl, objects: Sequence[InputObject]) -> PipeFeeder:
+        def read(index: int) -> bytes:
+            return self._platform.buckets.read(objects[index].bucket, objects[index].key)
+
+        compression, wrapper = channel.get("CompressionType", "None"), channel.get("RecordWrapperType", "None")
+        return PipeFeeder(tree.data, channel["ChannelName"], channel_chunks(read, len(objects), compression, wrapper))
 
     def _checkpoint_directory(self, tree: OptMl) -> Path:
         local_path = Path(self._request["CheckpointConfig"].get("LocalPath") or contract.BASE_DIR / "checkpoints")
@@ -167,6 +179,7 @@ class TrainingJob:
             return supervise(containers, control, deadline, contract.TRAINING_STOP_SECONDS, self._report)
         finally:
             stop_all(list(containers.values()), 0)
+            self._stop_feeders()
             if checkpoints:
                 checkpoints.finish()
             for stream in streams:
@@ -251,7 +264,13 @@ class TrainingJob:
         stream.write(f"WARNING: {line}")
         stream.close()
 
+    def _stop_feeders(self) -> None:
+        for feeder in self._feeders:
+            feeder.stop()
+        self._feeders.clear()
+
     def _remove_trees(self) -> None:
+        self._stop_feeders()
         if self._directory.exists():
             self._platform.runtime.reclaim(self._directory, self._request["AlgorithmSpecification"]["TrainingImage"])
             artifacts.remove_tree(self._directory)

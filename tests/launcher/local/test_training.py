@@ -293,3 +293,52 @@ def test_a_queued_job_can_be_stopped(own_server, training_request):
     job = aws.finished("training", second["TrainingJobName"])
     assert job["TrainingJobStatus"] == "Stopped"
     assert "ModelArtifacts" not in job
+
+
+def piped(aws, job):
+    files = aws.unpack(job["ModelArtifacts"]["S3ModelArtifacts"])
+    return {name: bytes.fromhex(text) for name, text in files.items() if name.startswith("epoch-")}
+
+
+def test_c35_a_pipe_channel_is_a_fifo_per_epoch(aws, training_request, channel):
+    aws.put("piped/1", b"one;")
+    aws.put("piped/2", b"x" * 200_000)  # more than a pipe holds
+    request = training_request(
+        {"pipe_epochs": "3"}, InputDataConfig=[channel("s3://test-bucket/piped/", "piped", InputMode="Pipe")]
+    )
+    job = aws.train(request)
+    assert job["TrainingJobStatus"] == "Completed", job
+    assert piped(aws, job) == {f"epoch-{epoch}": b"one;" + b"x" * 200_000 for epoch in range(3)}
+    assert aws.seen(job)["inputs"]["piped"]["TrainingInputMode"] == "Pipe"
+    assert aws.seen(job)["data"] == {}
+
+
+def test_c36_a_pipe_channel_unpacks_and_frames_what_it_is_told_to(aws, training_request, channel):
+    import gzip
+    import struct
+
+    for name in (b"a", b"bcd"):
+        aws.put(f"framed/{name.decode()}", gzip.compress(name))
+    options = {"InputMode": "Pipe", "CompressionType": "Gzip", "RecordWrapperType": "RecordIO"}
+    job = aws.train(
+        training_request(
+            {"pipe_epochs": "1"}, InputDataConfig=[channel("s3://test-bucket/framed/", "piped", **options)]
+        )
+    )
+    records = [struct.pack("<II", 0xCED7230A, len(body)) + body + b"\0" * (4 - len(body)) for body in (b"a", b"bcd")]
+    assert piped(aws, job) == {"epoch-0": b"".join(records)}
+
+
+def test_c38_a_reader_that_closes_early_gets_the_next_epoch_from_its_start(aws, training_request, channel):
+    aws.put("early/1", b"abcdef" * 100_000)
+    request = training_request(
+        {"pipe_epochs": "2", "pipe_bytes": "6"},
+        InputDataConfig=[channel("s3://test-bucket/early/", "piped", InputMode="Pipe")],
+    )
+    assert piped(aws, aws.train(request)) == {"epoch-0": b"abcdef", "epoch-1": b"abcdef"}
+
+
+def test_a_pipe_that_nobody_reads_does_not_keep_a_job(aws, training_request, channel):
+    aws.put("unread/1", b"x")
+    request = training_request(InputDataConfig=[channel("s3://test-bucket/unread/", "piped", InputMode="Pipe")])
+    assert aws.train(request)["TrainingJobStatus"] == "Completed"

@@ -27,6 +27,7 @@ def train():
     signal.signal(signal.SIGTERM, lambda *_: leave_on_sigterm(hyperparameters, host))
     say(f"hello from {host}")
     describe_environment(host, resources)
+    read_pipes(hyperparameters)
     for line in json.loads(hyperparameters.get("lines", "[]")):
         say(line)
     write_checkpoints(hyperparameters)
@@ -45,6 +46,16 @@ def train():
     (paths.model / f"weights-{host}.bin").write_text("weights")
     (paths.model / "shared.txt").write_text(host)
     (paths.output_data / f"report-{host}.json").write_text("{}")
+
+
+def read_pipes(hyperparameters):
+    """Read `pipe_epochs` epochs of channel `piped`; their bytes become the model's files."""
+    for epoch in range(int(hyperparameters.get("pipe_epochs", 0))):
+        path = paths.data / f"piped_{epoch}"
+        while not path.exists():
+            time.sleep(0.01)
+        with path.open("rb") as pipe:
+            (paths.model / f"epoch-{epoch}").write_text(pipe.read(int(hyperparameters.get("pipe_bytes", -1))).hex())
 
 
 def leave_on_sigterm(hyperparameters, host):

@@ -48,7 +48,14 @@ PAGE = """<!doctype html>
 "use strict";
 const at = id => document.getElementById(id);
 const get = path => fetch("/_local/" + path).then(answer => answer.json());
-let chosen = null;
+let chosen = null;  // {kind, name}; it stands in the address, so that a reload keeps it
+
+function choose() {
+  const [kind, name] = decodeURIComponent(location.hash.slice(1)).split("/");
+  chosen = name ? {kind, name} : null;
+  at("answer").hidden = true;
+  refresh();
+}
 
 function make(tag, text, attributes = {}) {
   const element = document.createElement(tag);
@@ -62,7 +69,7 @@ function row(item, kind) {
   const button = make("button", "", {class: "item", type: "button", "aria-current": isChosen});
   button.append(make("b", item.name), make("span", kind === "endpoint" ? "" : kind.replace("-job", "")),
                 make("span", item.status, {class: item.status}));
-  button.onclick = () => { chosen = {kind, name: item.name}; at("answer").hidden = true; refresh(); };
+  button.onclick = () => { location.hash = `${kind}/${item.name}`; };
   if (isChosen) {
     at("title").textContent = `${item.name}: ${item.status}`;
     at("detail").textContent = item.detail;
@@ -113,7 +120,8 @@ at("invoke").onsubmit = async event => {
   at("answer").hidden = false;
 };
 
-refresh();
+window.onhashchange = choose;
+choose();
 setInterval(refresh, 1500);
 </script>
 </html>

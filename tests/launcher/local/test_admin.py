@@ -98,10 +98,12 @@ def test_the_page_is_there_for_a_browser_and_buckets_for_everyone_else(aws):
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium: apt-get install chromium")
 def test_the_page_shows_jobs_in_a_real_browser(aws, training_request, tmp_path):
-    request = training_request()
+    request = training_request({"lines": '["in the browser"]'})
     aws.train(request)
+    address = f"{aws.server.url}/#training-job/{request['TrainingJobName']}"
     argv = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
-    argv += ["--virtual-time-budget=5000", "--dump-dom", aws.server.url]
+    argv += ["--virtual-time-budget=5000", "--dump-dom", address]
     dom = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert request["TrainingJobName"] in dom
+    assert f'<h1 id="title">{request["TrainingJobName"]}: Completed</h1>' in dom
+    assert "in the browser" in dom
     assert '<span class="Completed">Completed</span>' in dom

@@ -16,6 +16,7 @@ class Call:
 
     __slots__ = (
         "arrived",
+        "bad",
         "bare",
         "cancelled",
         "context",
@@ -36,6 +37,8 @@ class Call:
         """When a compute thread took it; 0.0 while it waits."""
         self.cancelled = False
         """Set when nobody waits any more; work that has not begun is dropped."""
+        self.bad: dict[int, str] = {}
+        """Records that cannot be read, and why, where placeholders were asked for."""
         self.bare = False
         """Whether the records came as a bare JSON list, so that the answer is one, too."""
         self.predictor: Predictor | None = None

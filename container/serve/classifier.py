@@ -22,8 +22,10 @@ WORTH_FREEZING = 0.95  # a frozen copy holds its weights a second time while bot
 class ImageClassifier:
     """Images or pixel values in, class probabilities out. See `model.ModelSignature` for what it was trained on."""
 
-    def __init__(self, model_dir: Path, device: str, default_accept: str) -> None:
+    def __init__(self, model_dir: Path, device: str, default_accept: str, placeholders: bool = False) -> None:
         self.network, self.signature = load_model(model_dir, device)
+        self.placeholders = placeholders
+        """Whether a bad line of CSV or JSON Lines gets a placeholder instead of failing the whole request."""
         self.device = device
         self.default_accept = default_accept
 
@@ -39,7 +41,25 @@ class ImageClassifier:
             return normalize(self._pixels_of_image(call.request.body)[None], self.signature)
         if kind not in codec.ARRAY_TYPES:
             raise UnsupportedMediaType(f"Content-Type {kind!r} is not served here", known=list(CONTENT_TYPES))
-        return normalize(self._pixels_of_array(self._values(call, kind)), self.signature)
+        if self.placeholders and kind in (codec.CSV, codec.JSON_LINES):
+            return normalize(self._pixels_of_lines(call, kind), self.signature)
+        return normalize(self._pixels_of_array(self._values(call.request.body, call, kind)), self.signature)
+
+    def _pixels_of_lines(self, call: Call, kind: str) -> torch.Tensor:
+        """Pixel values of each line on its own; a black image stands for one that cannot be read."""
+        images = []
+        for number, line in enumerate(line for line in bytes(call.request.body).splitlines() if line.strip()):
+            try:
+                pixels = self._pixels_of_array(self._values(line, call, kind))
+                if len(pixels) != 1:
+                    raise BadRequest(f"a line holds one image, this one {len(pixels)}")
+            except BadRequest as error:
+                call.bad[number] = str(error)
+                pixels = torch.zeros(1, *self.signature.image_shape)
+            images.append(pixels)
+        if not images:
+            raise BadRequest("the body has no lines")
+        return torch.cat(images)
 
     def _pixels_of_image(self, body: bytes) -> torch.Tensor:
         checked = checked_image(body)
@@ -49,14 +69,14 @@ class ImageClassifier:
             raise BadRequest(f"the image cannot be decoded: {str(error).splitlines()[0][:200]}") from None
         return resize_image(image, self.signature.height, self.signature.width)
 
-    def _values(self, call: Call, kind: str) -> Any:
+    def _values(self, body: bytes, call: Call, kind: str) -> Any:
         if kind == codec.NPY:
-            return codec.decode_npy(call.request.body)
+            return codec.decode_npy(body)
         if kind == codec.CSV:
-            return codec.decode_csv(call.request.body)
+            return codec.decode_csv(body)
         if kind == codec.JSON_LINES:
-            return codec.to_array([_record(value) for value in codec.decode_json_lines(call.request.body)])
-        value = codec.decode_json(call.request.body)
+            return codec.to_array([_record(value) for value in codec.decode_json_lines(body)])
+        value = codec.decode_json(body)
         if isinstance(value, dict):
             if "instances" not in value:
                 raise BadRequest('a JSON object needs the key "instances": {"instances": [image, …]}')
@@ -105,9 +125,19 @@ class ImageClassifier:
         kind = codec.negotiate(call.request.headers.get("accept"), codec.ARRAY_TYPES, self.default_accept)
         if not isinstance(prediction, np.ndarray) or prediction.shape[1:] != (len(self.signature.classes),):
             return codec.encode_prediction(prediction, kind), kind
+        if call.bad:
+            prediction = prediction.copy()
+            prediction[list(call.bad)] = np.nan
         if kind == codec.NPY:
             return codec.encode_npy(prediction), kind
         records = [self._record(row) for row in prediction]
+        for number, message in call.bad.items():
+            records[number] = {
+                "label": "",
+                "score": np.nan,
+                "probabilities": prediction[number].tolist(),
+                "error": message,
+            }
         if kind == codec.CSV:
             return "\n".join(_csv_line(record) for record in records).encode(), kind
         if kind == codec.JSON_LINES:

@@ -19,6 +19,7 @@ from container.serve import codec
 from container.serve.call import Call
 from container.serve.exchange import HandlerFailed, Request, Response, ServeError
 from container.serve.handlers import Context, HandlerError, UserFunctions, find_program, load_functions
+from container.serve.plan import RECORD_PLACEHOLDERS, is_true
 from container.serve.sessions import SessionStore, closed_headers, opened_headers
 
 SIGNATURE_FILE = "model.json"  # container.model's, which imports torch: a model without torch starts in half a second
@@ -242,7 +243,7 @@ def load_predictor(model_dir: Path, environ: Mapping[str, str], place: Place) ->
         defaults: Any = ArrayModel(model, device, default_accept)
         _check_default_predict(functions, model, program)
     elif built_in:
-        defaults = ImageClassifier(model_dir, device, default_accept)
+        defaults = ImageClassifier(model_dir, device, default_accept, is_true(environ, RECORD_PLACEHOLDERS))
         model = defaults.network
     elif functions.predict_fn or functions.transform_fn:
         model, defaults = None, ArrayModel(None, device, default_accept)

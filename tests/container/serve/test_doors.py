@@ -204,6 +204,28 @@ def test_a_body_over_the_limit_is_413(open_door, artifact):
     assert door.request("POST", "/invocations", b"x" * 501).status == 413
 
 
+@pytest.mark.parametrize("content_type", ["text/csv", "application/jsonlines"])
+def test_c135_a_bad_line_gets_a_placeholder_where_that_is_configured_and_fails_the_request_otherwise(
+    open_door, artifact, pixels, expected, content_type
+):
+    good = [row.ravel().tolist() for row in pixels]
+    lines = [json.dumps(good[0]), '["x"]', json.dumps(good[1]), json.dumps(good), json.dumps(good[2])]
+    if content_type == "text/csv":
+        lines = [line.replace("[", "").replace("]", "") for line in lines]
+    body, headers = "\n".join(lines).encode(), {"Content-Type": content_type, "Accept": "application/jsonlines"}
+    assert open_door(artifact).request("POST", "/invocations", body, headers).status == 400
+    door = open_door(artifact, {"SLIPWAY_RECORD_PLACEHOLDERS": "true"})
+    records = [json.loads(line) for line in door.request("POST", "/invocations", body, headers).body.splitlines()]
+    assert ["error" in record for record in records] == [False, True, False, True, False]
+    assert records[1]["score"] is None
+    assert np.allclose([records[number]["probabilities"] for number in (0, 2, 4)], expected, atol=1e-5)
+    as_csv = door.request("POST", "/invocations", body, {**headers, "Accept": "text/csv"}).body.decode().splitlines()
+    assert as_csv[1].startswith(",nan,nan")
+    as_npy = door.request("POST", "/invocations", body, {**headers, "Accept": "application/x-npy"}).body
+    assert np.isnan(np.load(io.BytesIO(as_npy))).all(1).tolist() == [False, True, False, True, False]
+    assert door.request("POST", "/invocations", b"\n", headers).status == 400
+
+
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/absent", 404), ("GET", "/invocations", 405)])
 def test_other_routes_and_methods_are_refused_as_json(door, method, path, status):
     answer = door.request(method, path)

@@ -173,8 +173,9 @@ def test_c102_the_processes_end_with_their_master(start_server, user_model):
         time.sleep(0.1)
 
 
-def test_c103_a_dead_process_is_replaced_while_the_other_answers(start_server, artifact, image):
-    server = start_server(artifact, SAGEMAKER_MODEL_SERVER_WORKERS="2").wait_ready()
+def test_c103_a_dead_process_is_replaced_while_the_other_answers(start_server, user_model):
+    model = user_model("import time; time.sleep(2)\ndef predict_fn(data, model): return data")
+    server = start_server(model, SAGEMAKER_MODEL_SERVER_WORKERS="2").wait_ready()
     first, second = server.workers()
     os.kill(first, signal.SIGKILL)
     deadline = time.monotonic() + 60
@@ -182,12 +183,12 @@ def test_c103_a_dead_process_is_replaced_while_the_other_answers(start_server, a
         assert time.monotonic() < deadline
         time.sleep(0.02)
     while server.ping() != 200:
-        assert server.request("POST", "/invocations", image, NPY).status == 200
+        assert server.request("POST", "/invocations", b"[1]", JSON).status == 200
         assert time.monotonic() < deadline, server.log.read_text()
         time.sleep(0.05)
     assert second in server.workers()
     assert first not in server.workers()
-    assert server.request("POST", "/invocations", image, NPY).status == 200
+    assert server.request("POST", "/invocations", b"[1]", JSON).status == 200
 
 
 def test_c101_no_request_is_lost_while_the_server_stops_under_load(start_server, user_model):

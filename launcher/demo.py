@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import data, deployment, invoke, run
+from launcher import data, deployment, images, invoke, run
 from launcher.aws import Aws, use_environment
 from launcher.console import progress_for, stdout_or_stderr
 from launcher.digits import write_digits
@@ -127,6 +127,9 @@ class Demonstration:
         self.project = Project(config, Path(), Aws(region), progress_for(stdout_or_stderr(json_wanted)))
         self.aws = self.project.aws
         self.report = Report()
+        if server.runtime == "docker":
+            for image in (config.images.training, config.images.serving):
+                _need_image(images.local_reference(image))
 
     def run(self) -> Report:
         """All steps in order."""
@@ -232,6 +235,20 @@ class Demonstration:
             raise JobFailed(
                 f"test accuracy {self.report.accuracy:.4f} is below {LEAST_ACCURACY}; the training has a fault"
             )
+
+
+def _need_image(reference: str) -> None:
+    """Say what to build before minutes pass.
+
+    Raises:
+        ConfigError: there is no such image.
+    """
+    from docker.errors import ImageNotFound
+
+    try:
+        images.engine().images.get(reference)
+    except ImageNotFound as error:
+        raise ConfigError(f"there is no image {reference} on this machine; build both with `make images`") from error
 
 
 def _single(answer: Any) -> Any:

@@ -48,12 +48,15 @@ def deploy(options: Options, model: str | None) -> None:
     if not options.no_wait:
         deployment.finish(project, planned)
     changed = [{"action": step.action, "operation": step.call.operation} for step in planned.steps]
+    section = settings.config.endpoint
+    later = options.no_wait and (section.scaling or section.ttl)
+    next_line = command("deploy", "", options) + "   # again: scaling and ttl follow once it serves"
     return show(
         options,
         {"name": planned.name, "config": planned.config_name, "previous": planned.previous, "steps": changed},
         [
             f"-> endpoint {planned.name}" + ("" if options.no_wait else " is in service"),
-            f"next: {command('invoke', 'FILE', options)}",
+            f"next: {next_line if later else command('invoke', 'FILE', options)}",
         ],
     )
 

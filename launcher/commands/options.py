@@ -180,4 +180,4 @@ def show_table(options: Options, rows: list[list[str]], header: list[str]) -> No
 def command(verb: str, argument: str, options: Options) -> str:
     """A command to copy, with the options that matter."""
     given = ([f"-c {options.config}"] if options.config else []) + (["--local"] if options.local else [])
-    return " ".join(["python -m launcher", verb, argument, *given])
+    return " ".join(filter(None, ["python -m launcher", verb, argument, *given]))

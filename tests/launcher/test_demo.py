@@ -1,6 +1,7 @@
 """The demo trains, scores and serves for real, and fails where answers differ from the trained model's own."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,21 @@ def test_outside_a_checkout_the_demo_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "CONFIG_FILE", tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match="the demo runs in a checkout of the project"):
         demo.Demonstration(None, json_wanted=True)
+
+
+@pytest.mark.docker
+def test_an_image_that_is_missing_is_named_before_minutes_pass():
+    with pytest.raises(ConfigError, match="there is no image slipway-test-none:1 .* build both with `make images`"):
+        demo._need_image("slipway-test-none:1")
+
+
+def test_the_example_runs_as_its_first_lines_say(tmp_path):
+    folder = shutil.copytree(demo.CONFIG_FILE.parent, tmp_path / "digits", ignore=shutil.ignore_patterns("data"))
+    subprocess.run([sys.executable, "make_data.py"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    assert len(list((folder / "data").rglob("*.png"))) == 1797
+    for verb in ("train", "transform", "deploy"):
+        command = [sys.executable, "-m", "launcher", verb, "--dry-run", "--local"]
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.slow

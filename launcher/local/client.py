@@ -72,9 +72,8 @@ def up(home: Path = DEFAULT_HOME, environ: Mapping[str, str] | None = None) -> L
     home = home.resolve()
     home.mkdir(parents=True, exist_ok=True)
     with _locked(home / "up.lock"):
-        if _is_alive(home):  # it may be busy, or just starting
-            return _wait_for_answer(home, None)
-        return _start(home, environ)
+        running = _wait_for_answer(home, None) if _is_alive(home) else None  # it may be busy, or just starting
+        return running or _start(home, environ)
 
 
 def status(home: Path = DEFAULT_HOME) -> LocalServer | None:
@@ -136,22 +135,33 @@ def _start(home: Path, environ: Mapping[str, str] | None) -> LocalServer:
             start_new_session=True,
         )
     try:
-        return _wait_for_answer(home, process)
+        server = _wait_for_answer(home, process)
     except LocalServerError:
         process.kill()
         process.wait()
         raise
+    if server is None:
+        raise LocalServerError(f"The local SageMaker ended with code {process.returncode}.{_log_end(home)}")
+    return server
 
 
-def _wait_for_answer(home: Path, process: subprocess.Popen[bytes] | None) -> LocalServer:
-    """The server once it answers; `process` is the one just started, None where it was there before."""
+def _wait_for_answer(home: Path, process: subprocess.Popen[bytes] | None) -> LocalServer | None:
+    """The server once it answers, or None if it ends before.
+
+    Args:
+        home: of the server.
+        process: the one just started; None where it was there before.
+
+    Raises:
+        LocalServerError: it lives and does not answer.
+    """
     deadline = time.monotonic() + UP_SECONDS
     while time.monotonic() < deadline:
         server = _read(home)
         if server is not None and (process is None or server.pid == process.pid) and _answers(server):
             return server
-        if process is not None and process.poll() is not None:
-            raise LocalServerError(f"The local SageMaker ended with code {process.returncode}.{_log_end(home)}")
+        if process.poll() is not None if process is not None else not _is_alive(home):
+            return None
         time.sleep(POLL_SECONDS)
     raise LocalServerError(
         f"The local SageMaker did not answer within {UP_SECONDS:g} s; end it with: python -m launcher local down."

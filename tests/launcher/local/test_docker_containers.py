@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,34 @@ def try_invoke(aws, name):
         return None
 
 
+def test_files_of_root_are_handed_to_the_calling_user(image, tmp_path, monkeypatch):
+    from launcher.local.docker_containers import DockerRuntime
+
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/file").write_text("x")
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    monkeypatch.setattr(os, "getgid", lambda: 12345)
+    DockerRuntime(tmp_path).reclaim(tmp_path, image)
+    assert (tmp_path / "deep/file").stat().st_uid == 12345
+
+
+def test_a_name_that_is_taken_is_a_start_error(image, tmp_path):
+    from container.contract import OptMl
+    from launcher.local.containers import ContainerSpec, ContainerStartError
+    from launcher.local.docker_containers import DockerRuntime
+
+    runtime = DockerRuntime(tmp_path)
+    spec = ContainerSpec("slipway-taken", image, "train", OptMl(tmp_path), entrypoint=("sleep",), arguments=("60",))
+    spec = replace(spec, network="slipway-taken", alias="algo-1")
+    try:
+        container = runtime.start(spec, lambda line: None)
+        with pytest.raises(ContainerStartError, match="slipway-taken"):
+            runtime.start(spec, lambda line: None)
+        assert container.stop(0) == 137
+    finally:
+        runtime.remove_leftovers()
+
+
 def test_a_killed_server_leaves_no_container_behind(image, connect, tmp_path, training_request):
     environ = {**os.environ, client.RUNTIME_VARIABLE: "docker"}
     aws = connect(client.up(tmp_path, environ))
@@ -202,9 +231,7 @@ def test_a_killed_server_leaves_no_container_behind(image, connect, tmp_path, tr
     aws.train(request, wait=False)
     aws.wait_for(lambda: container_ids(aws), bool)
     os.kill(aws.server.pid, signal.SIGKILL)
-    again = aws.wait_for(
-        lambda: connect(client.up(tmp_path, environ)), lambda found: found.server.pid != aws.server.pid
-    )
+    again = connect(client.up(tmp_path, environ))
     assert container_ids(again) == []
     job = again.sagemaker.describe_training_job(TrainingJobName=request["TrainingJobName"])
     assert job["TrainingJobStatus"] == "Failed"

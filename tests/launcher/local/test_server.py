@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
@@ -17,6 +18,16 @@ from launcher.local.containers import processes_below
 
 def kill(server_process_id):
     os.kill(server_process_id, signal.SIGKILL)
+
+
+def freeze(aws):
+    """Stop the server's process and wait until every thread of it stands."""
+    os.kill(aws.server.pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{aws.server.pid}/task")
+    aws.wait_for(
+        lambda: {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks.iterdir()},
+        lambda states: states == {"T"},
+    )
 
 
 def test_two_ups_at_once_start_one_server(own_server):
@@ -79,7 +90,6 @@ def test_after_kill_9_every_job_has_a_true_end_and_no_process_is_left(own_server
     home = aws.server.home
     aws.wait_for(lambda: list(processes_below(home / "jobs")), bool)
     kill(aws.server.pid)
-    aws.wait_for(lambda: client.status(home), lambda found: found is None)
 
     again = own_server()
     assert again.server.pid != aws.server.pid
@@ -141,7 +151,7 @@ def test_a_server_that_hangs_is_ended_and_reported(tmp_path, monkeypatch):
 
 def test_a_server_that_ignores_down_is_killed(own_server, monkeypatch):
     aws = own_server()
-    os.kill(aws.server.pid, signal.SIGSTOP)
+    freeze(aws)
     monkeypatch.setattr(client, "DOWN_SECONDS", 0.1)
     with pytest.raises(client.LocalServerError, match="did not end in 0.1 s and was killed"):
         client.down(aws.server.home)
@@ -150,11 +160,13 @@ def test_a_server_that_ignores_down_is_killed(own_server, monkeypatch):
 
 def test_up_reports_a_server_that_is_there_and_does_not_answer(own_server, monkeypatch):
     aws = own_server()
-    os.kill(aws.server.pid, signal.SIGSTOP)
+    freeze(aws)
     monkeypatch.setattr(client, "UP_SECONDS", 0.1)
-    with pytest.raises(client.LocalServerError, match="end it with: python -m launcher local down"):
-        client.up(aws.server.home)
-    os.kill(aws.server.pid, signal.SIGCONT)
+    try:
+        with pytest.raises(client.LocalServerError, match="end it with: python -m launcher local down"):
+            client.up(aws.server.home)
+    finally:
+        os.kill(aws.server.pid, signal.SIGCONT)
     monkeypatch.undo()
     assert client.up(aws.server.home) == aws.server
 

@@ -1,5 +1,6 @@
 """Who trains together: hosts, ranks, the rendezvous address, and the wait until the other hosts can be found."""
 
+import contextlib
 import logging
 import socket
 import sys
@@ -72,9 +73,13 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def be_found(port: int = contract.PEER_PORT) -> socket.socket:
+def be_found(port: int = contract.PEER_PORT) -> contextlib.AbstractContextManager[socket.socket | None]:
     """Listen, so that the other hosts see that this one is there: the kernel answers, nothing need be accepted."""
-    return socket.create_server(("", port), backlog=4096)
+    try:
+        return socket.create_server(("", port), backlog=4096)
+    except OSError as error:  # containers that share the machine's network: whoever came first answers for all
+        logger.warning("port %d, where other hosts look for this one: %s", port, error.strerror)
+        return contextlib.nullcontext()
 
 
 def wait_for_hosts(

@@ -272,6 +272,8 @@ def test_a_host_that_listens_is_found_though_nothing_accepts(monkeypatch):
     with be_found(0) as listener:
         monkeypatch.setattr("container.contract.PEER_PORT", listener.getsockname()[1])
         wait_for_hosts(["127.0.0.1", "localhost"], 0)
+        with be_found(listener.getsockname()[1]) as second:  # two containers on one machine's network
+            assert second is None
 
 
 def test_the_second_host_joins_the_first_of_the_sorted_hosts(write_opt_ml):

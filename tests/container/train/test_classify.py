@@ -75,6 +75,7 @@ def test_the_same_seed_and_batch_give_the_same_weights_with_one_and_with_two_pro
     assert largest_difference(*trained) < 1e-5
 
 
+@pytest.mark.slow
 def test_c51_c52_c55_c59_c60_stopped_and_resumed_on_fewer_hosts_equals_uninterrupted(training_job, shapes):
     long = {"epochs": 30, "batch_size": 16}
     whole = training_job(hosts=1, channels={"train": shapes / "train"}, hyperparameters=long)
@@ -115,6 +116,7 @@ def test_c40_an_empty_channel_on_one_host_is_told_by_every_host(training_job, sh
         assert job.failure(host).startswith("DataError: channel 'train' has no <class>/<image> on algo-2")
 
 
+@pytest.mark.slow
 def test_c59_a_job_killed_at_a_random_step_and_resumed_gives_the_same_weights_bit_for_bit(training_job, shapes):
     """A network with dropout and batch statistics, so that the random generators' states matter."""
     settings = {"epochs": 2, "batch_size": 16, "model": "mobilenet_v3_small", "image_size": 16, "checkpoint_seconds": 0}

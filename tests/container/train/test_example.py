@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).parents[3] / "examples" / "train-own-script"
 
 
@@ -18,6 +20,7 @@ def test_the_example_trains_on_two_hosts():
     assert losses[-1] < 0.1
 
 
+@pytest.mark.slow
 def test_the_example_stops_when_told_and_resumes_from_its_checkpoint(training_job):
     script = (EXAMPLE / "train.py").read_text()
     job = training_job(gpus=2, script=script, hyperparameters={"epochs": "100000"}, checkpoints=True)

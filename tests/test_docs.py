@@ -1,6 +1,7 @@
 """The README and the pages under docs/ say what is: their commands, links, files, settings and variables exist."""
 
 import ast
+import functools
 import json
 import re
 import shlex
@@ -92,6 +93,7 @@ def test_every_file_of_ours_that_a_page_names_exists(page):
     assert [name for name in names if not (ROOT / name).exists()] == []
 
 
+@functools.cache
 def modules(package: str) -> dict[str, ast.Module]:
     """Dotted name -> parsed module; nothing is imported, torch stays out."""
     return {

@@ -2,9 +2,8 @@
 
 import click
 
-from launcher import cli_account
 from launcher.check import command as check
-from launcher.commands import endpoints, images, jobs, local, project
+from launcher.commands import account, endpoints, images, jobs, local, project
 from launcher.commands.options import LOCAL_HOME
 from launcher.errors import ConfigError, Detached, LauncherError
 
@@ -44,7 +43,7 @@ for verb in (
 ):
     cli.add_command(verb)
 check.register(cli)
-cli_account.register(cli)
+account.register(cli)
 
 
 def main(arguments: list[str] | None = None) -> int:

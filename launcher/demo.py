@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import data, deployment, images, invoke, run
+from launcher import data, deployment, invoke, run
 from launcher.aws import Aws, use_environment
 from launcher.console import progress_for, stdout_or_stderr
 from launcher.digits import write_digits
 from launcher.errors import ConfigError, JobFailed
+from launcher.images import build as images
 from launcher.jobs import training
 from launcher.jobs.api import s3_join
 from launcher.local import client

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.account.secrets import refuse_secrets
 from launcher.config import Config
 from launcher.errors import AwsRefused, ConfigError, JobFailed
 from launcher.jobs import endpoint, training, transform
@@ -18,7 +19,6 @@ from launcher.jobs.api import ApiCall, JobContext, content_name, tag_list, uniqu
 from launcher.jobs.common import is_local_model, model_data_uri, project_uri
 from launcher.jobs.endpoint import ServedModel
 from launcher.packing import code_digest
-from launcher.secrets import refuse_secrets
 
 if TYPE_CHECKING:
     from launcher.aws import Aws

@@ -38,7 +38,7 @@ def chosen_images(settings: "Settings", kind: str) -> dict[str, "Image"]:
 @common_options
 def build(options: Options, image: str, remote: bool) -> None:
     """Build the training image, the serving image or both."""
-    from launcher import images
+    from launcher.images import build as images
 
     settings = load_settings(options)
     if remote:
@@ -48,7 +48,7 @@ def build(options: Options, image: str, remote: bool) -> None:
     if options.dry_run:
         argv = {kind: images.build_argv(item, settings.directory, common.network) for kind, item in chosen.items()}
         return show(options, argv, [" ".join(words) for words in argv.values()])
-    from launcher.registry import pull_newest
+    from launcher.images.registry import pull_newest
 
     built = {}
     for kind, item in chosen.items():
@@ -64,7 +64,7 @@ def build_remotely(options: Options, settings: "Settings") -> None:
     project = settings.config.images.codebuild_project
     if options.dry_run:
         return show_call(options, "StartBuild", {"projectName": project}, "codebuild")
-    from launcher import codebuild
+    from launcher.images import codebuild
 
     aws = open_project(settings, options).aws
     build_id = codebuild.start(aws, project)
@@ -92,8 +92,8 @@ def push(options: Options, image: str, output: Path | None) -> None:
     chosen = chosen_images(settings, image)
     if options.dry_run:
         return show_call(options, "CreateRepository", {"repositoryName": next(iter(chosen.values())).repository}, "ecr")
+    from launcher.images.registry import push as push_image
     from launcher.project import size_text
-    from launcher.registry import push as push_image
 
     project = open_project(settings, options)
     record = LOCAL_HOME / IMAGES_FILE
@@ -119,10 +119,10 @@ def image() -> None:
 @common_options
 def check_images(options: Options, kind: str) -> None:
     """Check built images: architecture, entry point, user, size by layer, credentials."""
-    from launcher import images
     from launcher.findings import failures, lines
-    from launcher.image_check import check_image
-    from launcher.registry import built
+    from launcher.images import build as images
+    from launcher.images.check import check_image
+    from launcher.images.registry import built
 
     settings = load_settings(options)
     config = settings.config

@@ -130,7 +130,7 @@ def tell_price(options: Options, kind: Literal["train", "transform", "deploy"], 
     """
     if options.local:
         return
-    from launcher.cost import priced
+    from launcher.account.cost import priced
     from launcher.jobs.hosts import warnings
 
     for warning in warnings(settings.config, kind):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from launcher.cost import Prices
+from launcher.account.cost import Prices
 
 if TYPE_CHECKING:
     from launcher.aws import Aws

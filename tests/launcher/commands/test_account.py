@@ -9,12 +9,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from launcher.cli_account import register
-from launcher.cost import OverBudget
+from launcher.account.cost import OverBudget
+from launcher.account.preflight import PreflightRefused
+from launcher.commands.account import register
 from launcher.errors import ConfigError, JobFailed
-from launcher.preflight import PreflightRefused
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 YAML = """\
 name: digits
 role: arn:aws:iam::123456789012:role/jobs
@@ -155,7 +155,7 @@ def test_doctor_prints_its_findings(run, monkeypatch):
 
 def test_the_verbs_are_listed_without_loading_what_they_need():
     code = (
-        "import sys; from launcher import cli_account;"
+        "import sys; from launcher.commands import account;"
         "print(sorted({'boto3', 'botocore', 'pydantic', 'yaml', 'sagemaker'} & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

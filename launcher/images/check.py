@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from container.contract import BASE_DIR
+from launcher.account.secrets import secrets_of
 from launcher.config import Image
 from launcher.findings import Finding
 from launcher.project import size_text
-from launcher.secrets import secrets_of
 
 logger = logging.getLogger(__name__)
 

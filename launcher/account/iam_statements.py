@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.account.needs import ECR_IMAGE
 from launcher.config import Config
 from launcher.jobs.api import split_s3_uri
 from launcher.jobs.endpoint import endpoint_name
-from launcher.needs import ECR_IMAGE
 
 SERVICE = "sagemaker.amazonaws.com"
 LOG_GROUPS = {

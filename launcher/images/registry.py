@@ -12,10 +12,10 @@ from urllib.error import URLError
 
 from botocore.exceptions import ClientError
 
-from launcher import images
 from launcher.aws import Aws
 from launcher.config import Image
 from launcher.errors import AwsRefused, ConfigError, JobFailed
+from launcher.images import build as images
 
 if TYPE_CHECKING:
     from launcher.data import Progress

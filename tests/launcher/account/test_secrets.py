@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.account.needs import planned_calls
+from launcher.account.secrets import entropy, refuse_secrets, says_secret, secret_form, secrets_in, secrets_of
 from launcher.config import Config
 from launcher.errors import ConfigError
-from launcher.needs import planned_calls
 from launcher.project import dry_context
-from launcher.secrets import entropy, refuse_secrets, says_secret, secret_form, secrets_in, secrets_of
 
 # Put together here, so that this file itself passes a scan for secrets.
 FORMS = {

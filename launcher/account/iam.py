@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.config import Config
-from launcher.iam_caller import KINDS, Kind, caller_statements, preflight_statements
-from launcher.iam_statements import (
+from launcher.account.iam_caller import KINDS, Kind, caller_statements, preflight_statements
+from launcher.account.iam_statements import (
     CHECKPOINT_ACCESS,
     OBJECT_READ,
     OBJECT_WRITE,
@@ -28,10 +27,11 @@ from launcher.iam_statements import (
     policy_size,
     repositories_of,
 )
+from launcher.account.needs import ECR_IMAGE, Need, needs_of, planned_calls, values_of
+from launcher.config import Config
 from launcher.jobs.api import ApiCall, JobContext
 from launcher.jobs.common import project_uri
 from launcher.jobs.endpoint import endpoint_name
-from launcher.needs import ECR_IMAGE, Need, needs_of, planned_calls, values_of
 
 POLICY_LIMIT = 6144  # characters of a managed policy, white space not counted (IAM quotas)
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from launcher.account.cost import TABLE, OverBudget, Prices, estimate, load_prices, priced, refuse_over_limit
 from launcher.config import Config
-from launcher.cost import TABLE, OverBudget, Prices, estimate, load_prices, priced, refuse_over_limit
 from launcher.errors import ConfigError
 
 REGION = "us-east-1"

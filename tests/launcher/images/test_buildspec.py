@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher import images
+from launcher.images import build as images
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SPEC = yaml.safe_load((ROOT / "buildspec.yml").read_text())
 DOCKERFILE = (
     'FROM scratch\nCOPY requirements /r\nCOPY container/contract.py /c/\nENTRYPOINT ["/python", "-m", "container"]\n'

@@ -6,12 +6,12 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from launcher.account.needs import ECR_IMAGE, values_of
+from launcher.account.preflight_scene import Scene, error_code
 from launcher.errors import AwsRefused
 from launcher.findings import Finding
 from launcher.jobs.common import image_uri
 from launcher.jobs.hosts import family
-from launcher.needs import ECR_IMAGE, values_of
-from launcher.preflight_scene import Scene, error_code
 
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"

@@ -13,12 +13,12 @@ import botocore.session
 import pytest
 from botocore.parsers import ResponseParserError
 
+from launcher.account.cost import Prices
+from launcher.account.preflight import PreflightRefused, preflight, refuse
+from launcher.account.preflight_identity import context_entries, sample
 from launcher.aws import Aws
 from launcher.config import Config
-from launcher.cost import Prices
 from launcher.findings import Finding, failures
-from launcher.preflight import PreflightRefused, preflight, refuse
-from launcher.preflight_identity import context_entries, sample
 
 REGION, ACCOUNT = "us-east-1", "123456789012"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/jobs"
@@ -302,7 +302,7 @@ def test_a_role_that_trusts_sagemaker_of_another_account_only_fails(account):
 
 
 def test_our_own_trust_policy_is_accepted(account):
-    from launcher.iam import trust_policy
+    from launcher.account.iam import trust_policy
 
     account.trust(trust_policy(ACCOUNT)["Statement"][0])
     assert one(account.check(), "trust").status == "ok"

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from launcher import cli, images
+from launcher import cli
 from launcher.config import ServingImage
-from launcher.image_check import check_image
+from launcher.images import build as images
+from launcher.images.check import check_image
 
 GOOD = 'FROM scratch\nCOPY app /app\nENTRYPOINT ["/app/python", "-m", "container"]\n'
 REFERENCE = "slipway-test-check:1"
@@ -67,7 +68,7 @@ def test_an_image_over_its_budget_is_refused(findings):
 
 
 def test_c144_an_image_too_large_for_serverless_is_told(findings, monkeypatch):
-    monkeypatch.setattr("launcher.image_check.SERVERLESS_BYTES", 1000)
+    monkeypatch.setattr("launcher.images.check.SERVERLESS_BYTES", 1000)
     found = findings(GOOD)["serverless size"]
     assert found.status == "warn"
     assert "above the 10 GB" in found.detail

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher import images
 from launcher.config import Images, ServingImage, TrainingImage
 from launcher.errors import ConfigError, JobFailed
+from launcher.images import build as images
 
 
 def test_the_dockerfiles_arguments_are_the_base_image_and_ones_own():

@@ -8,8 +8,9 @@ import zipfile
 
 import pytest
 
-from launcher import cli, codebuild
+from launcher import cli
 from launcher.errors import AwsRefused, ConfigError, JobFailed
+from launcher.images import codebuild
 
 PUSHED = {
     "training": {"uri": "111122223333.dkr.ecr.us-east-1.amazonaws.com/t@sha256:" + "1" * 64, "region": "us-east-1"}

@@ -2,8 +2,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from launcher.cost import Prices
-from launcher.cost_report import Billing, by_tag, endpoint_spent, report, training_spent, transform_spent
+from launcher.account.cost import Prices
+from launcher.account.cost_report import Billing, by_tag, endpoint_spent, report, training_spent, transform_spent
 from launcher.errors import AwsRefused
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)

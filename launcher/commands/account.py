@@ -77,7 +77,7 @@ def iam() -> None:
 @asking
 def policy(asked: Asked, account: str | None, part: str | None, kinds: tuple[Any, ...]) -> None:
     """Print the least-privilege policies for exactly this configuration; nothing is sent."""
-    from launcher.iam import policies
+    from launcher.account.iam import policies
 
     config = asked.load()
     context, notes = context_of(config, account)
@@ -92,7 +92,7 @@ def policy(asked: Asked, account: str | None, part: str | None, kinds: tuple[Any
 
 def context_of(config: "Config", account: str | None) -> "tuple[JobContext, list[str]]":
     """Account, bucket and role as far as they are known offline, and what had to be assumed."""
-    from launcher.iam_statements import Arns
+    from launcher.account.iam_statements import Arns
     from launcher.jobs.api import JobContext
     from launcher.project import DRY_RUN_ACCOUNT, default_bucket
 
@@ -119,9 +119,9 @@ def context_of(config: "Config", account: str | None) -> "tuple[JobContext, list
 @asking
 def preflight(asked: Asked, kinds: tuple[Any, ...]) -> None:
     """Ask AWS, reading only, for everything that would make a request fail later; say who lacks what."""
-    from launcher import preflight as checks
+    from launcher.account import preflight as checks
+    from launcher.account.cost import load_prices
     from launcher.aws import Aws
-    from launcher.cost import load_prices
     from launcher.findings import lines
 
     config = asked.load()
@@ -140,7 +140,7 @@ def cost() -> None:
 @asking
 def estimate(asked: Asked, kinds: tuple[Any, ...]) -> None:
     """Price per hour and month and the maximum, before anything is sent; refused where a limit does not hold."""
-    from launcher import cost as costs
+    from launcher.account import cost as costs
 
     config, prices = asked.load(), costs.load_prices(os.environ)
     wanted = [kind for kind in kinds if kind != "transform" or config.transform.input]
@@ -158,10 +158,10 @@ def report(asked: Asked, tag: str, since: str) -> None:
     """What training jobs, transform jobs and endpoints have cost, by the value of a tag, and what spot saved."""
     from datetime import UTC, datetime, timedelta
 
-    from launcher import cost_report
+    from launcher.account import cost_report
+    from launcher.account.cost import load_prices
     from launcher.aws import Aws
     from launcher.console import table
-    from launcher.cost import load_prices
 
     config, prices, now = asked.load(), load_prices(os.environ), datetime.now(UTC)
     billing = cost_report.Billing(prices, config.region, now - timedelta(seconds=seconds_of(since)), now)

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from launcher.account.preflight_scene import Scene, error_code
 from launcher.errors import AwsRefused
 from launcher.findings import Finding
-from launcher.preflight_scene import Scene, error_code
 
 
 def check_network(scene: Scene) -> Iterator[Finding]:

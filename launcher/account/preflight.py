@@ -1,7 +1,7 @@
 """Asks, before anything is sent, what would make a request fail minutes later; each finding says who lacks what.
 
 Reading only. What the caller may not even ask is skipped and said. Permissions are judged by IAM's own simulator
-against the statements of `launcher.iam`, so that the two cannot disagree.
+against the statements of `launcher.account.iam`, so that the two cannot disagree.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,21 +10,21 @@ from functools import partial
 
 from botocore.parsers import ResponseParserError
 
-from launcher import cost
+from launcher.account import cost
+from launcher.account.iam_caller import Kind
+from launcher.account.needs import needs_of, planned_calls, values_of
+from launcher.account.preflight_account import check_buckets, check_keys, check_quotas
+from launcher.account.preflight_identity import check_caller, check_role, check_role_permissions
+from launcher.account.preflight_image import check_images
+from launcher.account.preflight_network import check_network
+from launcher.account.preflight_scene import Scene, refused
+from launcher.account.secrets import secrets_in
 from launcher.aws import Aws
 from launcher.config import Config
 from launcher.errors import AwsRefused, ConfigError, LauncherError
 from launcher.findings import Finding, failures
-from launcher.iam_caller import Kind
 from launcher.jobs.api import ApiCall, JobContext
-from launcher.needs import needs_of, planned_calls, values_of
-from launcher.preflight_account import check_buckets, check_keys, check_quotas
-from launcher.preflight_identity import check_caller, check_role, check_role_permissions
-from launcher.preflight_image import check_images
-from launcher.preflight_network import check_network
-from launcher.preflight_scene import Scene, refused
 from launcher.project import default_bucket, dry_context, new_job_name
-from launcher.secrets import secrets_in
 from launcher.validate import enum_problems, problems
 
 THREADS = 8

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from typing import Literal
 
-from launcher.config import Config
-from launcher.iam_statements import (
+from launcher.account.iam_statements import (
     LOG_GROUPS,
     OBJECT_READ,
     OBJECT_WRITE,
@@ -18,10 +17,11 @@ from launcher.iam_statements import (
     objects,
     repositories_of,
 )
+from launcher.account.needs import Need, values_of
+from launcher.config import Config
 from launcher.jobs.api import JobContext, split_s3_uri
 from launcher.jobs.common import image_uri, is_local_model, project_uri
 from launcher.jobs.endpoint import endpoint_name, models_of
-from launcher.needs import Need, values_of
 
 Kind = Literal["train", "transform", "deploy", "push"]
 KINDS: tuple[Kind, ...] = ("train", "transform", "deploy", "push")
@@ -146,6 +146,12 @@ def _pushing(config: Config, context: JobContext, arns: Arns) -> Iterator[Statem
     if repositories:
         yield Statement("PushImages", PUSH_IMAGE, repositories)
         yield Statement("LogInToRegistry", ("ecr:GetAuthorizationToken",), ("*",))
+    project = config.images.codebuild_project
+    if project:  # `build --remote`; the artifact images.json lies in a bucket that only the CodeBuild project knows
+        building = ("codebuild:StartBuild", "codebuild:BatchGetBuilds")
+        yield Statement("BuildInCodeBuild", building, (arns.of("codebuild", f"project/{project}"),))
+        group = arns.of("logs", f"log-group:/aws/codebuild/{project}:*")
+        yield Statement("ReadBuildLogs", ("logs:GetLogEvents",), (group,))
 
 
 def preflight_statements(

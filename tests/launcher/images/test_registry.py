@@ -7,11 +7,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from launcher import cli, images, registry
+from launcher import cli
 from launcher.aws import Aws
 from launcher.config import TrainingImage
 from launcher.data import Silent
 from launcher.errors import AwsRefused, ConfigError, JobFailed
+from launcher.images import build as images
+from launcher.images import registry
 
 IMAGE = TrainingImage(repository="slipway-test-push", tag="1", keep=3)
 DOCKERFILE = "FROM scratch\nCOPY packages /\nCOPY code /\n"

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from launcher.account.needs import values_of
+from launcher.account.preflight_scene import DENIED, Scene, error_code
 from launcher.errors import AwsRefused
 from launcher.findings import Finding
 from launcher.jobs.api import split_s3_uri
 from launcher.jobs.endpoint import endpoint_variants
-from launcher.needs import values_of
-from launcher.preflight_scene import DENIED, Scene, error_code
 
 QUOTA_PAGE = "https://{region}.console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas/{code}"
 

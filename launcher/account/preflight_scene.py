@@ -5,16 +5,16 @@ from pathlib import Path
 
 from botocore.exceptions import ClientError
 
+from launcher.account.iam_caller import Kind
+from launcher.account.needs import Need
 from launcher.aws import Aws
 from launcher.config import Config
 from launcher.errors import AwsRefused
 from launcher.findings import Finding
-from launcher.iam_caller import Kind
 from launcher.jobs import training, transform
 from launcher.jobs.api import JobContext
 from launcher.jobs.common import is_local_model, model_data_uri
 from launcher.jobs.endpoint import models_of
-from launcher.needs import Need
 
 DENIED = frozenset(
     {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AuthorizationError", "403", "Forbidden"}

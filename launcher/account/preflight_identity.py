@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from launcher.account.iam import policies
+from launcher.account.iam_statements import SERVICE, Statement
+from launcher.account.preflight_scene import Scene, error_code, refused
 from launcher.aws import Aws
 from launcher.config import Config
 from launcher.errors import AwsRefused
 from launcher.findings import Finding
-from launcher.iam import policies
-from launcher.iam_statements import SERVICE, Statement
-from launcher.preflight_scene import Scene, error_code, refused
 
 # Statements of the caller's policy that are needed once, and when: without them most requests still work.
 NEEDED_ONCE = {

@@ -9,13 +9,20 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not any(item.get_closest_marker("docker") for item in items):
+    """CI runs everything: without an engine its Docker tests fail, they are not skipped."""
+    if os.environ.get("CI"):
         return
-    reason = _why_no_engine()
-    if reason is None or os.environ.get("CI"):  # CI never skips: without an engine its Docker tests fail
-        return
+    if not os.environ.get("SLOW"):
+        _skip(items, "slow", "takes over 20 s: SLOW=1 make test, or CI, runs it")
+    if any(item.get_closest_marker("docker") for item in items):
+        reason = _why_no_engine()
+        if reason is not None:
+            _skip(items, "docker", reason)
+
+
+def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
     for item in items:
-        if item.get_closest_marker("docker"):
+        if item.get_closest_marker(marker):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 

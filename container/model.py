@@ -119,17 +119,6 @@ def _replace_first_convolution(network: nn.Module, channels: int) -> None:
     setattr(parent, name.rpartition(".")[2], replacement)
 
 
-def decode_image(encoded: bytes, channels: int) -> torch.Tensor:
-    """JPEG, PNG, GIF or WebP bytes as uint8 [C, H, W].
-
-    Raises:
-        RuntimeError: torchvision cannot decode the bytes.
-    """
-    mode = torchvision.io.ImageReadMode.GRAY if channels == 1 else torchvision.io.ImageReadMode.RGB
-    buffer = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-    return torchvision.io.decode_image(buffer, mode=mode, apply_exif_orientation=True)
-
-
 def resize_image(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """[..., C, H, W] of any dtype to the given size; untouched where it already has it."""
     if image.shape[-2:] == (height, width):

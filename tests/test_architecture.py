@@ -13,10 +13,11 @@ ARROWS: dict[str, set[str]] = {
     "container": set(),
     "container.contract": set(),
     "container.cuda": {"container.contract"},
+    "container.images": set(),
     "container.model": set(),
     "container.__main__": {"container.cuda", "container.train", "container.serve"},
-    "container.train": {"container.contract", "container.model"},
-    "container.serve": {"container.contract", "container.model"},
+    "container.train": {"container.contract", "container.images", "container.model"},
+    "container.serve": {"container.contract", "container.images", "container.model"},
     # What everything else in the launcher stands on: the file's models, errors, request values.
     "launcher": {"container.contract", "launcher.jobs"},
     "launcher.jobs": {"container.contract", "launcher"},

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from container.model import decode_image, load_model, normalize, resize_image
+from container.images import ImageError, ImageTooLarge, decode_image
+from container.model import load_model, normalize, resize_image
 from container.serve import codec
 from container.serve.call import Call
-from container.serve.exchange import BadRequest, UnsupportedMediaType
-from container.serve.images import checked_image
+from container.serve.exchange import BadRequest, BodyTooLarge, UnsupportedMediaType
 
 CONTENT_TYPES = (codec.IMAGE, "image/*", *codec.ARRAY_TYPES)
 WORTH_FREEZING = 0.95  # a frozen copy holds its weights a second time while both live: 5 % is the least it must gain
@@ -62,11 +62,12 @@ class ImageClassifier:
         return torch.cat(images)
 
     def _pixels_of_image(self, body: bytes) -> torch.Tensor:
-        checked = checked_image(body)
         try:
-            image = decode_image(checked, self.signature.channels)
-        except (RuntimeError, ValueError) as error:
-            raise BadRequest(f"the image cannot be decoded: {str(error).splitlines()[0][:200]}") from None
+            image = decode_image(body, self.signature.channels)
+        except ImageTooLarge as error:
+            raise BodyTooLarge(str(error)) from None
+        except ImageError as error:
+            raise BadRequest(f"the image cannot be decoded: {str(error)[:200]}") from None
         return resize_image(image, self.signature.height, self.signature.width)
 
     def _values(self, body: bytes, call: Call, kind: str) -> Any:

@@ -3,18 +3,19 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-import torchvision
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from container.model import ModelSignature, decode_image, resize_image
+from container.images import ImageError, decode_image, image_extent
+from container.model import ModelSignature, resize_image
+from container.train.files import list_files
 from container.train.shared_memory import loader_options
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ TINY_PIXELS = 64  # below, the small network, and no mirroring: a mirrored digit
 LARGEST_NATIVE_PIXELS = 256
 DEFAULT_PIXELS = 224  # what torchvision's classifiers were designed for
 
+Result = TypeVar("Result")
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """uint8 [B, C, H, W], int64 [B] labels, int64 [B] sample indices."""
 
@@ -49,12 +51,9 @@ class ImageFolder:
 
 
 def scan_folder(root: Path) -> ImageFolder:
-    """The images below `root`; other files, hidden files and files outside of a class folder are left out."""
-    files = [
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
-    ]
+    """The images below `root`; noise, hidden files and files outside of a class folder are left out."""
+    paths = list_files(root, SUFFIXES) if root.is_dir() else []
+    files = [path.relative_to(root).as_posix() for path in paths]
     return ImageFolder(root, tuple(sorted(name for name in files if "/" in name)))
 
 
@@ -69,15 +68,16 @@ def describe_images(folder: ImageFolder, classes: Sequence[str], architecture: s
     """
     step = max(1, len(folder.files) // SAMPLE)
     paths = [folder.root / name for name in folder.files[::step]]
-    decoded = [torchvision.io.decode_image(str(path), mode="UNCHANGED") for path in paths]
-    channels = 1 if all(image.shape[0] <= 2 for image in decoded) else 3  # the second of two is transparency
-    sizes = Counter(tuple(image.shape[-2:]) for image in decoded)
+    extents = [_read(path, image_extent) for path in paths]
+    channels = max(channels for channels, _, _ in extents)
+    sizes = Counter((height, width) for _, height, width in extents)
     height, width = next(iter(sizes))
     if image_size:
         height = width = image_size
     elif len(sizes) > 1 or max(height, width) > LARGEST_NATIVE_PIXELS:
         height = width = DEFAULT_PIXELS
-    pixels = torch.stack([resize_image(decode_image(path.read_bytes(), channels), height, width) for path in paths])
+    decoded = [_read(path, lambda encoded: decode_image(encoded, channels)) for path in paths]
+    pixels = torch.stack([resize_image(image, height, width) for image in decoded])
     scaled = pixels.double() / 255
     return ModelSignature(
         architecture=architecture or ("convnet" if max(height, width) <= TINY_PIXELS else "resnet18"),
@@ -88,6 +88,18 @@ def describe_images(folder: ImageFolder, classes: Sequence[str], architecture: s
         mean=tuple(round(value, 6) for value in scaled.mean((0, 2, 3)).tolist()),
         std=tuple(round(max(value, 1e-3), 6) for value in scaled.std((0, 2, 3)).tolist()),
     )
+
+
+def _read(path: Path, read: Callable[[bytes], Result]) -> Result:
+    """What `read` makes of a file.
+
+    Raises:
+        DataError: it is no image; the file is named.
+    """
+    try:
+        return read(path.read_bytes())
+    except ImageError as error:
+        raise DataError(f"{path} is not an image that can be decoded: {error}") from error
 
 
 class ImageData(Dataset[Batch]):
@@ -124,10 +136,7 @@ class ImageData(Dataset[Batch]):
 
     def read_image(self, index: int) -> torch.Tensor:  # uint8 [C, H, W]
         path = self.folder.root / self.folder.files[index]
-        try:
-            image = decode_image(path.read_bytes(), self.signature.channels)
-        except RuntimeError as error:
-            raise DataError(f"{path} is not an image that can be decoded: {error}") from error
+        image = _read(path, lambda encoded: decode_image(encoded, self.signature.channels))
         return resize_image(image, self.signature.height, self.signature.width)
 
     def __getitem__(self, indices: torch.Tensor) -> Batch:  # a whole batch at once

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from container.model import decode_image, resize_image
+from container.images import ImageError, decode_image
+from container.model import resize_image
 from container.train.files import ChannelError, list_files
 from container.train.pipe import PipeChannel
 
@@ -178,7 +179,7 @@ class ImageLabel:
                 raise ChannelError(f"the sample has no attribute {name!r}, but {sorted(sample)}")
         try:
             image = decode_image(sample[self.image], self.channels)
-        except RuntimeError as error:
+        except ImageError as error:
             raise ChannelError(f"{self.image!r} is not an image that can be decoded: {error}") from error
         return (resize_image(image, *self.size) if self.size else image), self._class_index(sample)
 

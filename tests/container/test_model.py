@@ -1,11 +1,9 @@
 """The artifact survives a round trip, and says what is wrong with one that is not its own."""
 
-import io
 import json
 
 import pytest
 import torch
-from PIL import Image
 
 from container.model import (
     SIGNATURE_FILE,
@@ -13,7 +11,6 @@ from container.model import (
     ModelFormatError,
     ModelSignature,
     build_network,
-    decode_image,
     load_model,
     normalize,
     read_signature,
@@ -103,20 +100,6 @@ def test_a_signature_with_an_unknown_field_is_refused(artifact):
     (artifact / SIGNATURE_FILE).write_text(json.dumps(fields | {"surprise": 1}))
     with pytest.raises(ModelFormatError, match="surprise"):
         read_signature(artifact)
-
-
-@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
-def test_an_image_decodes_to_the_channels_asked_for(channels, mode):
-    encoded = io.BytesIO()
-    Image.new("RGBA", (5, 4), (255, 0, 0, 128)).save(encoded, "PNG")
-    image = decode_image(encoded.getvalue(), channels)
-    assert image.dtype == torch.uint8
-    assert image.shape == (channels, 4, 5)
-
-
-def test_bytes_that_are_no_image_are_an_error():
-    with pytest.raises(RuntimeError):
-        decode_image(b"not an image", 3)
 
 
 def test_an_image_of_the_right_size_is_not_touched():

@@ -52,7 +52,8 @@ def test_c20_c41_c50_c58_c63_c65_c67_two_hosts_train_and_rank_0_leaves_everythin
     assert all(line.count(";") == 1 for line in job.log().splitlines() if "train:loss=" in line)
 
     network, signature = load_model(job.opt_ml().model)
-    from container.model import decode_image, normalize
+    from container.images import decode_image
+    from container.model import normalize
 
     with (output / "test_predictions.csv").open() as file:
         rows = list(csv.DictReader(file))

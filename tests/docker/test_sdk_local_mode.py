@@ -207,3 +207,50 @@ def test_c133_the_sdk_runs_a_batch_transform(session, model, digits, tmp_path):
     lines = output.splitlines()
     assert len(lines) == len(files)
     assert all(len(line.split(",")) == 12 for line in lines)  # label, score, ten probabilities
+
+
+def test_c70_the_sdks_own_entry_point_and_drivers_run_a_script_in_the_image(root, train_image, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAGEMAKER_VALIDATE_ROLE", "false")  # asks IAM otherwise
+    import boto3
+    from sagemaker.core.helper.session_helper import Session
+    from sagemaker.core.training.configs import Compute, InputData, SourceCode
+    from sagemaker.train.distributed import Torchrun
+    from sagemaker.train.model_trainer import Mode, ModelTrainer
+
+    for name in ("source", "data", "container"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data" / "rows.csv").write_text("1,2\n")
+    (tmp_path / "source" / "train.py").write_text(
+        "import argparse, json, os, pathlib\n"
+        "import torch.distributed as dist\n"
+        "parser = argparse.ArgumentParser()\n"
+        "parser.add_argument('--epochs', type=int)\n"
+        "arguments, _ = parser.parse_known_args()\n"
+        "dist.init_process_group('gloo')\n"
+        "rows = (pathlib.Path(os.environ['SM_CHANNEL_TRAINING']) / 'rows.csv').read_text()\n"
+        "seen = {'epochs': arguments.epochs, 'rows': rows, 'world': dist.get_world_size()}\n"
+        "if dist.get_rank() == 0:\n"
+        "    (pathlib.Path(os.environ['SM_MODEL_DIR']) / 'seen.json').write_text(json.dumps(seen))\n"
+        "dist.destroy_process_group()\n"
+    )
+    session = Session(
+        boto_session=boto3.Session(region_name="us-east-1"), default_bucket="none", sagemaker_config=QUIET
+    )
+    trainer = ModelTrainer(
+        sagemaker_session=session,
+        training_mode=Mode.LOCAL_CONTAINER,
+        training_image=train_image,
+        role="arn:aws:iam::123456789012:role/local",
+        base_job_name="script",
+        source_code=SourceCode(source_dir=str(tmp_path / "source"), entry_script="train.py"),
+        distributed=Torchrun(process_count_per_node=2),
+        compute=Compute(instance_type="local_cpu", instance_count=1),
+        hyperparameters={"epochs": 3},
+        local_container_root=str(root / "modeltrainer"),
+    )
+    (root / "modeltrainer").mkdir()
+    trainer.train(input_data_config=[InputData(channel_name="training", data_source=str(tmp_path / "data"))])
+    (archive_path,) = (root / "modeltrainer").rglob("model.tar.gz")
+    with tarfile.open(archive_path) as archive:
+        seen = json.load(archive.extractfile(_member(archive, "seen.json")))
+    assert seen == {"epochs": 3, "rows": "1,2\n", "world": 2}

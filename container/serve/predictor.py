@@ -4,7 +4,6 @@ Each of the three steps is the user's function where there is one, else the defa
 image classifier's, or the plain array formats for whatever `model_fn` returned.
 """
 
-import operator
 import re
 import sys
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
@@ -12,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from container import contract
 from container.serve import codec
+from container.serve.array_model import ArrayModel
 from container.serve.call import Call
 from container.serve.exchange import HandlerFailed, Request, Response, ServeError
 from container.serve.handlers import Context, HandlerError, UserFunctions, find_program, load_functions
@@ -58,65 +56,6 @@ class Place:
     """The answer's media type where the caller names none."""
     torch_threads: int
     sessions: SessionStore
-
-
-class ArrayModel:
-    """Whatever `model_fn` returned, fed with arrays: a torch module, or anything that can be called."""
-
-    def __init__(self, model: Any, device: str, default_accept: str) -> None:
-        self.is_module = _is_torch(model, "nn.Module")
-        self.model = model.to(device).eval() if self.is_module else model
-        self.device = device
-        self.default_accept = default_accept
-        self._batches: dict[Hashable, bool] = {}
-        """Per key whether a batch was seen to give the same rows as single requests; absent: not tried yet."""
-
-    def decode(self, call: Call) -> Any:
-        headers = call.request.headers
-        return codec.decode_array(call.request.body, codec.media_type(headers.get("content-type")))
-
-    def batch_key(self, data: Any) -> Hashable:
-        """Arrays of equal row shape and dtype, until a batch of them was seen to change an answer."""
-        if not self.is_module or not isinstance(data, np.ndarray) or data.ndim < 2:
-            return None
-        key = (data.dtype.str, data.shape[1:])
-        return key if self._batches.get(key, True) else None
-
-    def predict(self, batch: Sequence[Any]) -> list[Any]:
-        if len(batch) == 1:
-            return [self._predict(batch[0])]
-        key = self.batch_key(batch[0])
-        together = self._predict_rows(batch)
-        if self._batches.get(key):
-            return together
-        # The first batch of its kind is computed both ways: a module may mix rows (a sequence without a batch axis).
-        alone = [self._predict(data) for data in batch]
-        self._batches[key] = all(_agree(one, other) for one, other in zip(together, alone, strict=True))
-        return alone
-
-    def _predict_rows(self, batch: Sequence[np.ndarray]) -> list[Any]:
-        rows = self._predict(np.concatenate(batch))
-        ends = np.cumsum([len(data) for data in batch])
-        if not isinstance(rows, np.ndarray) or len(rows) != ends[-1]:
-            return [None] * len(batch)
-        return np.split(rows, ends[:-1])
-
-    def _predict(self, data: Any) -> Any:
-        if not self.is_module:
-            return self.model(data)
-        torch = sys.modules["torch"]
-        with torch.inference_mode():
-            return _to_numpy(self.model(torch.from_numpy(_writable(data)).to(self.device)))
-
-    def encode(self, prediction: Any, call: Call) -> tuple[bytes, str]:
-        kind = codec.negotiate(call.request.headers.get("accept"), codec.ARRAY_TYPES, self.default_accept)
-        return codec.encode_prediction(_to_numpy(prediction), kind), kind
-
-    def warm_up(self) -> None:
-        """What the model takes is known to its author only."""
-
-    def tune(self) -> str:
-        return ""  # a user's module may do things that tracing does not see
 
 
 class Predictor:
@@ -263,12 +202,6 @@ def limit_torch(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _is_torch(value: Any, name: str) -> bool:
-    """Whether `value` is a torch object: only possible where somebody imported torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, operator.attrgetter(name)(torch))
-
-
 def _check_default_predict(functions: UserFunctions, model: Any, program: Path | None) -> None:
     if functions.predict_fn or functions.transform_fn or callable(model):
         return
@@ -330,19 +263,3 @@ def wants_stream(call: Call) -> bool:
     except ServeError:
         return False
     return isinstance(value, dict) and value.get("stream") is True
-
-
-def _to_numpy(value: Any) -> Any:
-    return value.detach().cpu().numpy() if _is_torch(value, "Tensor") else value
-
-
-def _writable(data: Any) -> np.ndarray:
-    if not isinstance(data, np.ndarray):
-        raise codec.BadRequest(f"the model takes an array of numbers, got {type(data).__name__}")
-    return data if data.flags.writeable and data.flags.c_contiguous else data.copy()
-
-
-def _agree(one: Any, other: Any) -> bool:
-    if not isinstance(one, np.ndarray) or not isinstance(other, np.ndarray) or one.shape != other.shape:
-        return False
-    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True))

@@ -1,0 +1,150 @@
+"""The default steps for whatever `model_fn` returned: arrays in, the model called, arrays out."""
+
+import logging
+import operator
+import re
+import sys
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from container.serve import codec
+from container.serve.call import Call
+from container.serve.exchange import BadRequest
+
+logger = logging.getLogger(__name__)
+
+EMBEDDINGS = ("Embedding", "EmbeddingBag")
+# How torch words that an input does not fit: a shape, a number of dimensions, a dtype.
+DOES_NOT_FIT = re.compile(
+    r"shapes cannot be multiplied|must have the same dtype|should be the same|could not infer output dtype"
+    r"|is invalid for input of size|must match|[Mm]ismatch|must be equal to input_size|number of dimensions"
+    r"|padded input size|input size: |to be equal size|must be a \d+D tensor|expected for input"
+    r"|multiply up to the size of dim|running_mean should contain|[Ee]xpected .*\b(?:got|found)\b"
+)
+
+
+class ArrayModel:
+    """Whatever `model_fn` returned, fed with arrays: a torch module, or anything that can be called."""
+
+    def __init__(self, model: Any, device: str, default_accept: str) -> None:
+        self.is_module = _is_torch(model, "nn.Module")
+        self.model = model.to(device).eval() if self.is_module else model
+        self.device = device
+        self.floating = _floating_dtype(self.model) if self.is_module else None
+        """The torch dtype that integers are turned into; None: they stay integers."""
+        self.default_accept = default_accept
+        self._batches: dict[Hashable, bool] = {}
+        """Per key whether a batch was seen to give the same rows as single requests; absent: not tried yet."""
+
+    def decode(self, call: Call) -> Any:
+        headers = call.request.headers
+        return codec.decode_array(call.request.body, codec.media_type(headers.get("content-type")))
+
+    def batch_key(self, data: Any) -> Hashable:
+        """Arrays of equal row shape and dtype, until a batch of them was seen to change an answer."""
+        if not self.is_module or not isinstance(data, np.ndarray) or data.ndim < 2:
+            return None
+        key = (data.dtype.str, data.shape[1:])
+        return key if self._batches.get(key, True) else None
+
+    def predict(self, batch: Sequence[Any]) -> list[Any]:
+        if len(batch) == 1:
+            return [self._predict(batch[0])]
+        key = self.batch_key(batch[0])
+        together = self._predict_rows(batch)
+        if self._batches.get(key):
+            return together
+        # The first batch of its kind is computed both ways: a module may mix rows (a sequence without a batch axis).
+        alone = [self._predict(data) for data in batch]
+        self._batches[key] = all(_agree(one, other) for one, other in zip(together, alone, strict=True))
+        return alone
+
+    def _predict_rows(self, batch: Sequence[np.ndarray]) -> list[Any]:
+        rows = self._predict(np.concatenate(batch))
+        ends = np.cumsum([len(data) for data in batch])
+        if not isinstance(rows, np.ndarray) or len(rows) != ends[-1]:
+            return [None] * len(batch)
+        return np.split(rows, ends[:-1])
+
+    def _predict(self, data: Any) -> Any:
+        """The model's answer to one input.
+
+        Raises:
+            BadRequest: a torch module was given no array of numbers, or one whose shape or dtype torch refuses.
+        """
+        if not self.is_module:
+            return self.model(data)
+        torch = sys.modules["torch"]
+        with torch.inference_mode():
+            tensor = self._tensor(data)
+            try:
+                return _to_numpy(self.model(tensor))
+            except RuntimeError as error:
+                if (reason := _unfit(error)) is None:
+                    raise
+                # The model's author may have to look as well: every input fails where the network does not fit itself.
+                logger.warning("the model does not take %s", _named(tensor), exc_info=error)
+                raise BadRequest(f"the model does not take {_named(tensor)}: {reason}") from None
+
+    def _tensor(self, data: Any) -> Any:
+        """The input as the module takes it; a tensor from the user's own `input_fn` keeps its dtype."""
+        if _is_torch(data, "Tensor"):
+            return data.to(self.device)
+        array = _writable(data)
+        dtype = self.floating if array.dtype.kind in "iu" else None
+        return sys.modules["torch"].from_numpy(array).to(self.device, dtype)
+
+    def encode(self, prediction: Any, call: Call) -> tuple[bytes, str]:
+        kind = codec.negotiate(call.request.headers.get("accept"), codec.ARRAY_TYPES, self.default_accept)
+        return codec.encode_prediction(_to_numpy(prediction), kind), kind
+
+    def warm_up(self) -> None:
+        """What the model takes is known to its author only."""
+
+    def tune(self) -> str:
+        return ""  # a user's module may do things that tracing does not see
+
+
+def _floating_dtype(model: Any) -> Any:
+    """The dtype of the module's first floating parameter; None without one, or where an embedding takes indices."""
+    torch = sys.modules["torch"]
+    for module in model.modules():
+        kind = module.original_name if isinstance(module, torch.jit.ScriptModule) else type(module).__name__
+        if kind in EMBEDDINGS or isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
+            return None
+    return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), None)
+
+
+def _unfit(error: RuntimeError) -> str | None:
+    """Torch's words where it refuses a shape or a dtype; TorchScript has them at the end of a trace of its own."""
+    lines = str(error).splitlines()
+    line = next((line for line in reversed(lines) if DOES_NOT_FIT.search(line)), None)
+    return line.removeprefix("RuntimeError: ") if line else None
+
+
+def _named(tensor: Any) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _is_torch(value: Any, name: str) -> bool:
+    """Whether `value` is a torch object: only possible where somebody imported torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, operator.attrgetter(name)(torch))
+
+
+def _to_numpy(value: Any) -> Any:
+    return value.detach().cpu().numpy() if _is_torch(value, "Tensor") else value
+
+
+def _writable(data: Any) -> np.ndarray:
+    if not isinstance(data, np.ndarray):
+        raise BadRequest(f"the model takes an array of numbers, got {type(data).__name__}")
+    return data if data.flags.writeable and data.flags.c_contiguous else data.copy()
+
+
+def _agree(one: Any, other: Any) -> bool:
+    if not isinstance(one, np.ndarray) or not isinstance(other, np.ndarray) or one.shape != other.shape:
+        return False
+    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True))

@@ -23,6 +23,7 @@ from botocore.exceptions import (
     NoRegionError,
     ParamValidationError,
 )
+from botocore.parsers import ResponseParserError
 
 from launcher.errors import AwsRefused, ConfigError
 from launcher.jobs.api import ApiCall
@@ -218,6 +219,8 @@ def refusals(operation: str) -> Iterator[None]:
         raise AwsRefused(f"{operation}: {error}; is the network there, or the local SageMaker up?") from error
     except ParamValidationError as error:
         raise AwsRefused(f"{operation}: {' '.join(str(error).split())}") from error
+    except ResponseParserError as error:  # a proxy's page, or an error page of something between
+        raise AwsRefused(f"{operation}: the answer is not one of AWS's: {error}") from error
     except BotoCoreError as error:
         raise AwsRefused(f"{operation}: {error}") from error
 

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from container.contract import DEFAULT_PORT
 from launcher.findings import Finding, failures, lines
+from launcher.local.client import LOCAL_IMAGES, LOCAL_IMAGES_FIX
 
 OLDEST_PYTHON = (3, 11)
 CLIENT_SECONDS = 5.0  # an engine or driver that needs longer does not answer
@@ -86,8 +87,8 @@ def doctor(machine: Machine) -> list[Finding]:
     found = [_python(machine), _packages(machine), *_disk(machine.directory), *_memory(machine), _cores(machine)]
     docker, engine = _docker(machine)
     found += [*docker, *_engine_disk(engine), *_gpu(machine, engine)]
-    configured, config = _config(machine)
-    found += [configured, *_images(machine, engine, config), *_credentials(machine), *_endpoint(machine)]
+    configured, settings = _config(machine)
+    found += [configured, *_images(machine, engine, settings), *_credentials(machine), *_endpoint(machine)]
     return [*found, _port(machine)]
 
 
@@ -244,27 +245,33 @@ def _config(machine: Machine) -> tuple[Finding, Any]:
     except ImportError as error:
         return Finding("config", "skip", f"{file} cannot be checked: {error}", "make install"), None
     try:
-        config = load(file, machine.overrides, environ=machine.environ).config
+        settings = load(file, machine.overrides, environ=machine.environ)
     except ConfigError as error:
         first, *more = str(error).splitlines()
         rest = f" (and {len(more)} more)" if more else ""
         return Finding("config", "fail", f"{first}{rest}", f"edit {file}"), None
-    return Finding("config", "ok", f"{file} is valid: project {config.name}, region {config.region}"), config
+    config = settings.config
+    return Finding("config", "ok", f"{file} is valid: project {config.name}, region {config.region}"), settings
 
 
-def _images(machine: Machine, engine: Engine, config: Any) -> Iterator[Finding]:
-    if not engine.answers or config is None:
+def _images(machine: Machine, engine: Engine, settings: Any) -> Iterator[Finding]:
+    """The images that `--local` runs."""
+    if not engine.answers or settings is None:
         return
+    from launcher.settings import unnamed_images
+
     answer = machine.run("docker", "images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}}\t{{.Size}}")
     there = dict(line.split("\t") for line in answer.stdout.splitlines() if "\t" in line) if answer else {}
-    for name in ("training", "serving"):
-        image = getattr(config.images, name)
-        reference = image.uri or f"{image.repository}:{image.tag}"
+    for name, ours in LOCAL_IMAGES.items():
+        image = getattr(settings.config.images, name)
+        unnamed = name in unnamed_images(settings)
+        reference = ours if unnamed else image.uri or f"{image.repository}:{image.tag}"
         if reference in there:
             yield Finding(f"{name} image", "ok", f"{reference}, {there[reference]}")
         else:
-            detail, fix = f"{reference} is not on this machine", f"python -m launcher build {name}"
-            yield Finding(f"{name} image", "warn", detail, fix)
+            builds = not unnamed and (settings.directory / image.context / image.dockerfile).is_file()
+            fix = f"python -m launcher build {name}" if builds else LOCAL_IMAGES_FIX
+            yield Finding(f"{name} image", "warn", f"{reference} is not on this machine", fix)
 
 
 def _credentials(machine: Machine) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from launcher.aws import Aws
 from launcher.causes import CAUSES, Cause
-from launcher.run import JobKind, LogLine, stream_names
+from launcher.run import JobKind, LogLine, by_time, stream_names
 
 EVIDENCE_LINES = 5
 LINES_PER_STREAM = 1000
@@ -45,7 +45,7 @@ def explain(kind: JobKind, description: dict[str, Any], log: list[LogLine]) -> E
     status = description[kind.status_member]
     reason = description.get("FailureReason", "")
     told = [reason, *_statuses(description)]
-    written = [f"[{line.host}] {line.message}" for line in log]
+    written = [line.text for line in log]
     found = [(cause, _evidence(cause, told)) for cause in CAUSES if _evidence(cause, told)]
     if not found or found[0][0].code in {"memory", "exception"}:  # an exit code says less than the log does
         found += [(cause, _evidence(cause, written)) for cause in CAUSES if _evidence(cause, written)]
@@ -85,4 +85,4 @@ def last_lines(aws: Aws, kind: JobKind, name: str) -> list[LogLine]:
             limit=LINES_PER_STREAM,
         )
         lines += [LogLine(event["timestamp"], stream, event["message"].rstrip("\n")) for event in reply["events"]]
-    return sorted(lines)
+    return by_time(lines)

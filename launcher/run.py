@@ -68,7 +68,7 @@ ENDPOINT = JobKind(
 KINDS = (TRAINING, TRANSFORM, ENDPOINT)
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class LogLine:
     """One line a container wrote."""
 
@@ -82,6 +82,16 @@ class LogLine:
         """`algo-1` of the stream `job/algo-1-1700000000`."""
         tail = self.stream.rpartition("/")[2]
         return "-".join(tail.split("-")[:2])
+
+    @property
+    def text(self) -> str:
+        """The message after its host's name, unless it names the host and its rank itself."""
+        return self.message if self.message.startswith(f"[{self.host} ") else f"[{self.host}] {self.message}"
+
+
+def by_time(lines: list[LogLine]) -> list[LogLine]:
+    """Lines of several streams merged; those of one stream with the same time stay in the order they were written."""
+    return sorted(lines, key=lambda line: (line.timestamp, line.stream))
 
 
 @dataclass
@@ -98,9 +108,8 @@ class LogFollower:
 
     def read(self) -> list[LogLine]:
         """Lines since the last call, oldest first."""
-        lines = sorted(
-            line for stream in stream_names(self.aws, self.group, self.prefix) for line in self._new_lines(stream)
-        )
+        names = stream_names(self.aws, self.group, self.prefix)
+        lines = by_time([line for stream in names for line in self._new_lines(stream)])
         self.tail = [*self.tail, *lines][-LOG_TAIL_LINES:]
         return lines
 
@@ -183,7 +192,7 @@ def follow(
 def show_lines(lines: list[LogLine]) -> None:
     """Log lines of the containers, each after its host's name."""
     for line in lines:
-        container_logger.info("[%s] %s", line.host, line.message)
+        container_logger.info("%s", line.text)
 
 
 @dataclass
@@ -216,7 +225,7 @@ def _failure(kind: JobKind, name: str, description: dict[str, Any], follower: Lo
         )
     if status == "Stopped":
         return JobFailed(f"{kind.title} {name} was stopped before it had finished")
-    tail = "\n".join(f"  [{line.host}] {line.message}" for line in follower.tail)
+    tail = "\n".join(f"  {line.text}" for line in follower.tail)
     return JobFailed(f"{kind.title} {name} {status}: {reason}" + (f"\nlast lines of its log:\n{tail}" if tail else ""))
 
 

@@ -75,6 +75,14 @@ def load(
     return Settings(config, source.origins, path.parent if path else Path())
 
 
+def unnamed_images(settings: Settings) -> list[str]:
+    """Which of `training` and `serving` the project leaves to Slipway: it neither names an image nor builds its own."""
+    own = ("uri", "repository", "tag", "dockerfile")
+    return [
+        kind for kind in ("training", "serving") if not any(f"images.{kind}.{key}" in settings.origins for key in own)
+    ]
+
+
 def read_file(path: Path, environ: Mapping[str, str]) -> Source:
     """The values of one file, its `${…}` replaced.
 

@@ -67,7 +67,8 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def load_settings(options: Options, arguments: dict[str, str | None] | None = None) -> "Settings":
     """The configuration, positional arguments and `--local` included."""
-    from launcher.settings import load
+    from launcher.local.client import LOCAL_IMAGES
+    from launcher.settings import load, unnamed_images
 
     given = [f"{key}={value}" for key, value in (arguments or {}).items() if value]
     if not options.local:
@@ -77,6 +78,9 @@ def load_settings(options: Options, arguments: dict[str, str | None] | None = No
     region = os.environ.get("AWS_REGION", "us-east-1")
     local_defaults = {"role": (LOCAL_ROLE, "--local"), "images.registry": ("", "--local")}
     overrides = [*options.overrides, *given, f"region={region}"]
+    asked = load(options.config, overrides)
+    for kind in unnamed_images(asked):
+        local_defaults[f"images.{kind}.uri"] = (LOCAL_IMAGES[kind], "--local")
     return load(options.config, overrides, defaults=lambda _: local_defaults)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from container.contract import (
     CODE_CHANNEL,
     HYPERPARAMETER_LIMITS,
+    MAX_RUNTIME_SECONDS,
     PROGRAM,
     metric_regex,
 )
@@ -25,6 +26,7 @@ from launcher.jobs.common import (
 )
 
 DEFAULT_PROGRAM = "train.py"
+ENVIRONMENT_LIMIT = 100  # entries of CreateTrainingJob's Environment
 
 
 def calls(config: Config, context: JobContext, instance_type: str | None = None) -> list[ApiCall]:
@@ -36,7 +38,7 @@ def calls(config: Config, context: JobContext, instance_type: str | None = None)
         instance_type: overrides the first of the configured types (the next one after a capacity error).
 
     Raises:
-        ConfigError: hyperparameters that SageMaker would refuse.
+        ConfigError: hyperparameters or an environment that SageMaker would refuse.
     """
     training = config.training
     request = {
@@ -63,7 +65,7 @@ def calls(config: Config, context: JobContext, instance_type: str | None = None)
         },
         "EnableManagedSpotTraining": True if training.spot else None,
         "CheckpointConfig": checkpoint_config(config, context),
-        "Environment": environment(training) or None,
+        "Environment": environment(training),
         "RetryStrategy": {"MaximumRetryAttempts": training.retry_attempts} if training.retry_attempts else None,
         "RemoteDebugConfig": {"EnableRemoteDebug": True} if training.remote_debug else None,
         "VpcConfig": vpc_config(config.network),
@@ -192,9 +194,21 @@ def uploads(config: Config, context: JobContext, directory: Path) -> list[tuple[
 
 
 def environment(training: Training) -> dict[str, str]:
-    """The job's environment; with a script of the user's own, it says which one."""
-    program = {PROGRAM: training.program or DEFAULT_PROGRAM} if training.code else {}
-    return {**program, **training.environment}
+    """The job's environment: its time limit, which SageMaker tells no container, and its script if it has its own.
+
+    Raises:
+        ConfigError: more entries than SageMaker takes.
+    """
+    ours = {MAX_RUNTIME_SECONDS: str(training.max_runtime)}
+    if training.code:
+        ours[PROGRAM] = training.program or DEFAULT_PROGRAM
+    merged = {**ours, **training.environment}
+    if len(merged) > ENVIRONMENT_LIMIT:
+        raise ConfigError(
+            f"training.environment makes {len(merged)} entries with {' and '.join(ours)}, and SageMaker takes "
+            f"{ENVIRONMENT_LIMIT}; put the rest into a file in a channel"
+        )
+    return merged
 
 
 def resources(training: Training, instance_type: str | None) -> dict[str, Any]:

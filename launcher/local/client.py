@@ -19,6 +19,11 @@ from pathlib import Path
 
 DEFAULT_HOME = Path(".launcher")
 RUNTIME_VARIABLE = "SLIPWAY_LOCAL_RUNTIME"  # process or docker; otherwise what the machine has
+LOCAL_IMAGES = {"training": "slipway-train:local", "serving": "slipway-serve:local"}
+LOCAL_IMAGES_FIX = (
+    "`make images` in the checkout of Slipway builds slipway-train:local and slipway-serve:local; without images, end "
+    f"this server (`python -m launcher local down`) and set {RUNTIME_VARIABLE}=process"
+)
 UP_SECONDS = 60.0
 DOWN_SECONDS = 60.0  # endpoints get 30 s to drain
 POLL_SECONDS = 0.05
@@ -56,6 +61,7 @@ class LocalServer:
             "AWS_CONFIG_FILE": str(self.home / AWS_CONFIG),
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "false",
+            "SAGEMAKER_VALIDATE_ROLE": "false",  # the SDK's ModelTrainer asks IAM for what moto does not have
         }
 
 

@@ -16,6 +16,7 @@ import docker.types
 import requests
 
 from container.contract import BASE_DIR, BIND_TO_PORT, DEFAULT_PORT, OptMl
+from launcher.local.client import LOCAL_IMAGES_FIX
 from launcher.local.containers import LAST_LINES, ContainerSpec, ContainerStartError
 from launcher.local.logs import LineSplitter
 
@@ -61,8 +62,8 @@ class DockerRuntime:
             container = self._client.containers.create(spec.image, **options)
         except docker.errors.ImageNotFound as error:
             raise ContainerStartError(
-                f"Cannot find the requested image {spec.image}. Please ensure that it exists in this Docker engine: "
-                "build it, or pull it"
+                f"Cannot find the requested image {spec.image} in this Docker engine: build or pull it. "
+                f"{LOCAL_IMAGES_FIX}"
             ) from error
         except docker.errors.APIError as error:
             raise ContainerStartError(str(error.explanation or error)) from error

@@ -3,6 +3,8 @@
 import logging
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -180,6 +182,26 @@ def test_without_a_region_the_error_says_where_to_set_it(no_credentials, monkeyp
 
     with pytest.raises(AwsRefused, match="set `region` in launcher.yaml"), refusals("DescribeModel"):
         raise NoRegionError
+
+
+def test_an_answer_that_is_not_awss_is_a_refusal(no_credentials, monkeypatch):
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>sign in first")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "x")
+        with pytest.raises(AwsRefused, match="GetCallerIdentity: the answer is not one of AWS's"):
+            Aws("us-east-1").call("sts", "GetCallerIdentity")
+        server.shutdown()
 
 
 def test_a_bucket_is_created_once(aws):

@@ -91,6 +91,22 @@ def test_a_dry_run_prints_the_same_requests_for_a_person(here, no_credentials, c
 
 
 @pytest.mark.parametrize(
+    ("override", "image"),
+    [
+        ("name=digits", "slipway-train:local"),
+        ("images.training.cuda=null", "slipway-train:local"),
+        ("images.training.repository=mine", "mine:latest"),
+        ("images.training.dockerfile=Dockerfile", "slipway-train:latest"),
+        ("images.training.uri=theirs:2", "theirs:2"),
+    ],
+)
+def test_local_jobs_run_the_images_that_make_images_builds(override, image, here, capsys):
+    assert cli.main(["train", "--local", "--dry-run", "--json", "--set", override]) == 0
+    (call,) = json.loads(capsys.readouterr().out)
+    assert call["request"]["AlgorithmSpecification"]["TrainingImage"] == image
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["endpoints"],

@@ -189,13 +189,25 @@ def test_a_configuration_that_cannot_be_checked_is_skipped(machine, tmp_path, mo
     assert one(doctor(machine()), "config").status == "skip"
 
 
-def test_images_that_are_not_here_are_told_with_the_command_that_builds_them(machine, tmp_path):
+def test_slipways_own_images_are_those_of_make_images(machine, tmp_path):
     (tmp_path / "launcher.yaml").write_text("name: digits\n")
-    here = machine(programs_text=docker(ENGINE, "slipway-train:latest\\t7.2GB\\n"))
+    here = machine(programs_text=docker(ENGINE, "slipway-train:local\\t7.2GB\\n"))
     found = doctor(here)
     assert one(found, "config").detail.endswith("is valid: project digits, region us-east-1")
-    assert one(found, "training image").detail == "slipway-train:latest, 7.2GB"
-    assert one(found, "serving image").fix == "python -m launcher build serving"
+    assert one(found, "training image").detail == "slipway-train:local, 7.2GB"
+    missing = one(found, "serving image")
+    assert missing.detail == "slipway-serve:local is not on this machine"
+    assert missing.fix.startswith("`make images` in the checkout of Slipway")
+    assert "SLIPWAY_LOCAL_RUNTIME=process" in missing.fix
+
+
+def test_an_image_the_project_builds_is_told_with_the_command_that_builds_it(machine, tmp_path):
+    (tmp_path / "launcher.yaml").write_text("images: {training: {dockerfile: Dockerfile}, serving: {tag: v2}}\n")
+    (tmp_path / "Dockerfile").write_text("FROM slipway-train:local\n")
+    found = doctor(machine(programs_text=docker(ENGINE)))
+    assert one(found, "training image").fix == "python -m launcher build training"
+    assert "slipway-serve:v2 is not" in one(found, "serving image").detail
+    assert "make images" in one(found, "serving image").fix  # there is no Dockerfile to build it from
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from launcher import run
 from launcher.errors import AwsRefused, Detached, JobFailed, TimedOut
+from launcher.explain import last_lines
 
 GROUP = "/aws/sagemaker/TrainingJobs"
 
@@ -45,6 +46,21 @@ def test_the_lines_of_all_hosts_are_merged_by_time(aws, log):
         ("algo-1", "third"),
     ]
     assert follower.read() == []
+
+
+def test_a_traceback_keeps_its_order_where_all_its_lines_have_one_time(aws, log):
+    traceback = ["Traceback (most recent call last):", '  File "train.py", line 3, in <module>', "ValueError: no"]
+    log("job/algo-1-17", *((0, text) for text in traceback))
+    log("job/algo-2-17", (0, "Aah"))
+    assert [line.message for line in run.LogFollower(aws, GROUP, "job/").read()] == [*traceback, "Aah"]
+    assert [line.message for line in last_lines(aws, run.TRAINING, "job")] == [*traceback, "Aah"]
+
+
+def test_a_line_that_names_its_host_and_rank_is_not_prefixed_again(caplog):
+    lines = [run.LogLine(0, "job/algo-1-17", text) for text in ("[algo-1 rank 0] x", "[algo-10 rank 0] y", "z")]
+    with caplog.at_level(logging.INFO, "launcher"):
+        run.show_lines(lines)
+    assert caplog.messages == ["[algo-1 rank 0] x", "[algo-1] [algo-10 rank 0] y", "[algo-1] z"]
 
 
 def test_a_job_that_ends_well_is_described(aws, canned, log, caplog):

@@ -123,9 +123,23 @@ def test_a_local_channel_is_uploaded_to_a_place_of_the_projects_own(config, cont
 
 
 def test_a_script_of_ones_own_is_named_in_the_environment(config, context):
-    assert request(config("training.code=src"), context)["Environment"] == {"SAGEMAKER_PROGRAM": "train.py"}
+    assert request(config("training.code=src"), context)["Environment"]["SAGEMAKER_PROGRAM"] == "train.py"
     named = config("training.code=src", "training.program=fit.py")
-    assert request(named, context)["Environment"] == {"SAGEMAKER_PROGRAM": "fit.py"}
+    assert request(named, context)["Environment"]["SAGEMAKER_PROGRAM"] == "fit.py"
+
+
+def test_the_container_is_told_its_time_limit_unless_the_project_names_one(config, context):
+    told = request(config("training.max_runtime=2h"), context)
+    assert told["Environment"] == {"SLIPWAY_MAX_RUNTIME_SECONDS": "7200"}
+    own = config("training.max_runtime=2h", "training.environment.SLIPWAY_MAX_RUNTIME_SECONDS=60")
+    assert request(own, context)["Environment"] == {"SLIPWAY_MAX_RUNTIME_SECONDS": "60"}
+
+
+def test_an_environment_over_the_limit_is_refused_with_what_the_launcher_adds(config, context):
+    full = [f"training.environment.A{number}=1" for number in range(99)]
+    assert len(request(config(*full), context)["Environment"]) == 100
+    with pytest.raises(ConfigError, match="makes 101 entries with SLIPWAY_MAX_RUNTIME_SECONDS and SAGEMAKER_PROGRAM"):
+        request(config(*full, "training.code=src"), context)
 
 
 def test_the_next_instance_type_can_be_asked_for(config, context):

@@ -86,7 +86,7 @@ def test_the_sagemaker_sdk_trains_transforms_and_serves(aws):
     """In a process of its own: the SDK takes its region and its default client from the environment of its import."""
     answer = subprocess.run(
         [sys.executable, SDK_SCRIPT],
-        env={**os.environ, **aws.server.environment(), "SAGEMAKER_VALIDATE_ROLE": "false"},
+        env={**os.environ, **aws.server.environment()},
         capture_output=True,
         text=True,
         timeout=200,

@@ -157,6 +157,8 @@ def test_a_failing_container_and_an_unknown_image_fail_the_job(aws, training_req
     unknown = {"TrainingImage": "no-such-image:1", "TrainingInputMode": "File"}
     job = aws.train(training_request(AlgorithmSpecification=unknown))
     assert job["FailureReason"].startswith("ClientError: Cannot find the requested image no-such-image:1")
+    assert "`make images` in the checkout of Slipway" in job["FailureReason"]
+    assert "SLIPWAY_LOCAL_RUNTIME=process" in job["FailureReason"]
 
 
 def test_an_entrypoint_that_the_image_lacks_fails_the_job(aws, training_request):

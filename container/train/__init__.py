@@ -8,21 +8,50 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from container.train.checkpoint import Checkpoints
+    from container.train.disk import DiskFullError, require_free_space, state_bytes
     from container.train.environment import TrainingEnvironment, training_environment
+    from container.train.files import ChannelError, channel_directory, list_files
     from container.train.health import Health
+    from container.train.manifest import AugmentedManifest, AugmentedManifestFile, ImageLabel
     from container.train.metrics import Metrics
+    from container.train.pipe import PipeChannel
+    from container.train.recordio import RecordIOError, read_records
+    from container.train.shards import Share, TarShards, agreed_steps, channel_share, equal_steps
+    from container.train.shared_memory import loader_options
     from container.train.stop import GracefulStop
-
-__all__ = ["Checkpoints", "GracefulStop", "Health", "Metrics", "TrainingEnvironment", "training_environment"]
+    from container.train.tabular import Table, Target, read_csv, read_parquet
 
 _HOMES = {
     "Checkpoints": "checkpoint",
-    "GracefulStop": "stop",
-    "Health": "health",
-    "Metrics": "metrics",
+    "DiskFullError": "disk",
+    "require_free_space": "disk",
+    "state_bytes": "disk",
     "TrainingEnvironment": "environment",
     "training_environment": "environment",
+    "ChannelError": "files",
+    "channel_directory": "files",
+    "list_files": "files",
+    "Health": "health",
+    "AugmentedManifest": "manifest",
+    "AugmentedManifestFile": "manifest",
+    "ImageLabel": "manifest",
+    "Metrics": "metrics",
+    "PipeChannel": "pipe",
+    "RecordIOError": "recordio",
+    "read_records": "recordio",
+    "Share": "shards",
+    "TarShards": "shards",
+    "agreed_steps": "shards",
+    "channel_share": "shards",
+    "equal_steps": "shards",
+    "loader_options": "shared_memory",
+    "GracefulStop": "stop",
+    "Table": "tabular",
+    "Target": "tabular",
+    "read_csv": "tabular",
+    "read_parquet": "tabular",
 }
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,9 +9,8 @@ from torch.utils.data import DataLoader
 
 from container.contract import OptMl, format_metric
 from container.model import ModelSignature, build_network, normalize, save_model
+from container.train import AugmentedManifest, ImageLabel, PipeChannel
 from container.train.environment import read_environment
-from container.train.manifest import AugmentedManifest, ImageLabel
-from container.train.pipe import PipeChannel
 
 DIGITS = tuple("0123456789")
 SIGNATURE = ModelSignature("convnet", DIGITS, channels=1, height=8, width=8, mean=(0.305,), std=(0.376,))

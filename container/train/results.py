@@ -1,0 +1,122 @@
+"""What a job of the built-in program leaves: metrics of a channel, the artifact, predictions, plots and the report."""
+
+import csv
+import json
+import logging
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional
+
+from container.model import load_model, save_model
+from container.train.disk import require_free_space, state_bytes
+from container.train.job import Job, local_world_size, to_device
+
+logger = logging.getLogger(__name__)
+
+EVALUATION_BATCH = 256
+
+
+@torch.inference_mode()
+def evaluate(job: Job, channel: str) -> tuple[float, float, torch.Tensor]:
+    """Loss and accuracy over a channel, and on this rank the probabilities of its share.
+
+    Returns:
+        Mean loss and accuracy over all ranks; float32 [images of this rank, num_classes] on the CPU.
+    """
+    data, process = job.data[channel], job.process
+    if process.world_size > 1:
+        for buffer in job.network.buffers():
+            dist.broadcast(buffer, src=0)  # running statistics differ by rank; rank 0's are the ones that are saved
+    job.network.eval()
+    totals = torch.zeros(3, dtype=torch.float64)  # loss, correct, images
+    probabilities = [torch.empty(0, len(job.signature.classes))]
+    for images, labels, _ in data.batches(list(evaluation_share(job, channel).split(EVALUATION_BATCH))):
+        if not len(labels):
+            continue
+        with job.autocast:
+            logits = job.network(to_device(job, images))
+        logits = logits.float().cpu()  # [B, num_classes]
+        loss = functional.cross_entropy(logits, labels, reduction="sum")
+        totals += torch.stack([loss, (logits.argmax(1) == labels).sum(), torch.tensor(len(labels))]).double()
+        probabilities.append(logits.softmax(1))
+    loss_sum, correct, images_seen = process.total(totals).tolist()
+    return loss_sum / max(1, images_seen), correct / max(1, images_seen), torch.cat(probabilities)
+
+
+def evaluation_share(job: Job, channel: str) -> torch.Tensor:
+    """int64 indices of the images that this rank evaluates; each image of the job belongs to exactly one rank."""
+    rank, ranks = job.process.rank, job.process.world_size
+    if job.environment.channel_is_sharded(channel):
+        rank, ranks = rank % local_world_size(), local_world_size()
+    return torch.arange(len(job.data[channel]))[rank::ranks]
+
+
+def finish(job: Job) -> None:
+    """Evaluate the best network on the test channel, save it, and leave report, predictions and plots."""
+    if job.best_weights is not None:
+        job.network.load_state_dict(job.best_weights)
+    report: dict[str, Any] = {"classes": list(job.signature.classes), "world_size": job.process.world_size}
+    if "test" in job.data:
+        report |= test(job)
+    if not job.process.is_first:
+        return
+    with job.phases.measure("export"):
+        require_free_space(job.environment.opt_ml.model, state_bytes(job.network.state_dict()), "the model")
+        save_model(job.environment.opt_ml.model, job.network, job.signature)
+        load_model(job.environment.opt_ml.model)  # raises where the artifact cannot be served
+        plot(job, report)
+    write_report(job, report)
+    for name, seconds in job.phases.seconds.items():
+        logger.info("phase %s: %.2f s", name, seconds)
+
+
+def test(job: Job) -> dict[str, Any]:
+    """Metrics of the test channel; on rank 0 also the predictions file and the confusion matrix."""
+    loss, accuracy, probabilities = evaluate(job, "test")
+    epoch = -(-job.step // job.steps_per_epoch)
+    job.metrics.log(epoch, job.step, {"test:loss": loss, "test:accuracy": accuracy})
+    share = evaluation_share(job, "test").tolist()
+    data = job.data["test"]
+    mine = [
+        (data.folder.files[i], int(data.labels[i]), row) for i, row in zip(share, probabilities.tolist(), strict=True)
+    ]
+    rows = sorted(row for rows in job.process.of_all(mine) for row in rows)
+    matrix = [[0] * len(job.signature.classes) for _ in job.signature.classes]
+    for _, label, scores in rows:
+        matrix[label][scores.index(max(scores))] += 1
+    if job.process.is_first:
+        write_predictions(job, rows)
+    return {"test:accuracy": accuracy, "test:loss": loss, "confusion_matrix": matrix}
+
+
+def write_predictions(job: Job, rows: list[tuple[str, int, list[float]]]) -> None:
+    """`file,label,predicted,p:<class>...`, one line per test image."""
+    classes = job.signature.classes
+    with (job.environment.opt_ml.output_data / "test_predictions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "predicted", *(f"p:{name}" for name in classes)])
+        for name, label, scores in rows:
+            predicted = classes[scores.index(max(scores))]
+            writer.writerow([name, classes[label], predicted, *(f"{score:.7g}" for score in scores)])
+
+
+def plot(job: Job, report: dict[str, Any]) -> None:
+    """The plots; matplotlib is loaded only now, when nothing waits for it any more."""
+    from container.train import plots
+
+    directory = job.environment.opt_ml.output_data
+    plots.plot_learning_curve(directory / "learning_curve.png", job.metrics.history)
+    if "confusion_matrix" in report:
+        plots.plot_confusion_matrix(
+            directory / "confusion_matrix.png", report["confusion_matrix"], job.signature.classes
+        )
+
+
+def write_report(job: Job, report: dict[str, Any]) -> None:
+    """report.json: what the job measured, for programs to read."""
+    epochs = [entry["train:samples_per_second"] for entry in job.metrics.history if "train:samples_per_second" in entry]
+    report["samples_per_second"] = sum(epochs) / max(1, len(epochs))
+    report["phases"] = {"checkpoint": 0.0, "first_step": 0.0, **job.phases.seconds}
+    (job.environment.opt_ml.output_data / "report.json").write_text(json.dumps(report, indent=1))

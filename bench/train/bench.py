@@ -5,6 +5,7 @@
 Everything alternates, so that whatever else the machine does hits both sides; medians are printed.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -209,8 +210,11 @@ SECTIONS = {"startup": startup, "steady": steady, "scaling": scaling, "checkpoin
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("section", nargs="*", choices=[*SECTIONS, []], help="default: all of them")
+    chosen = parser.parse_args().section
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    for name in sys.argv[1:] or SECTIONS:
+    for name in chosen or SECTIONS:
         with tempfile.TemporaryDirectory(prefix="bench-train-") as base:
             SECTIONS[name](Path(base))
 

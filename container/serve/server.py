@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CANNOT_LOAD = 3  # exit status
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -109,6 +110,15 @@ def prepare_environment(plan: ServerPlan) -> None:
     sys.dont_write_bytecode = True
 
 
+class Master(Arbiter):
+    """gunicorn's master without its verdict on exit statuses: user code may end a process with any of them.
+
+    What became of a process is in `Health`; gunicorn would halt on 3 and 4 and tell nobody which process it was.
+    """
+
+    WORKER_BOOT_ERROR = APP_LOAD_ERROR = -1  # no process ends with it
+
+
 class Gunicorn(BaseApplication):
     """gunicorn with our plan; its master is this process, so that PID 1 gets SIGTERM and drains."""
 
@@ -121,11 +131,7 @@ class Gunicorn(BaseApplication):
         super().__init__()
 
     def run(self) -> None:
-        try:
-            Arbiter(self).run()
-        except HaltServer as error:  # a second process failed while the master stopped because of the first
-            self._at_end()
-            sys.exit(error.exit_status)
+        Master(self).run()
 
     def load_config(self) -> None:
         plan = self.plan
@@ -158,14 +164,16 @@ class Gunicorn(BaseApplication):
     def _after_exit(self, arbiter: Arbiter, worker: Any) -> None:
         was = self.health.leave(worker.slot)
         stopping = not arbiter.LISTENERS
-        if was is State.LOADING and not stopping:
+        if stopping or was is State.READY:  # a process that has answered is replaced
+            return
+        if was is State.LOADING:
             self.health.fail(
                 "serve cannot start [died] the process ended while it loaded the model: killed for memory, or ended by "
                 "the model's own code; fix: use an instance with more memory, and do not call os._exit"
             )
-            raise HaltServer("a process died while it loaded the model", Arbiter.WORKER_BOOT_ERROR)
+        raise HaltServer("a process could not load the model", CANNOT_LOAD)
 
-    def _at_end(self, _arbiter: Arbiter | None = None) -> None:
+    def _at_end(self, _arbiter: Arbiter) -> None:
         if line := self.health.failure():
             logger.error("%s", line)
 
@@ -193,7 +201,7 @@ class Gunicorn(BaseApplication):
             logger.debug("the model could not be loaded", exc_info=error)
             self.health.mark(self.slot, State.FAILED)
             logging.shutdown()
-            os._exit(Arbiter.WORKER_BOOT_ERROR)  # the master halts on it; a thread cannot end the process otherwise
+            os._exit(CANNOT_LOAD)  # a thread cannot end the process otherwise
         self.health.mark(self.slot, State.READY)
         if predictor is not None:
             load.tune(predictor)

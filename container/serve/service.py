@@ -15,6 +15,7 @@ from container.serve.exchange import (
     BodyTooLarge,
     DeadlineExceeded,
     HandlerFailed,
+    NotFound,
     OutOfMemory,
     Request,
     Response,
@@ -120,6 +121,8 @@ class Service:
                 raise self.too_large(len(call.request.body))
             if model is not None and self.registry is not None:
                 call.predictor, call.release = self.registry.borrow(model)
+            elif self.registry is not None:
+                raise NotFound("this endpoint serves many models, each at POST /models/<name>/invoke")
             elif self._predictor is None:
                 raise Unavailable("the model is still loading")
             else:

@@ -7,7 +7,6 @@ import socket
 import sys
 from typing import Any
 
-from gunicorn.arbiter import Arbiter
 from uvicorn import Server
 from uvicorn_worker import UvicornWorker
 
@@ -45,7 +44,7 @@ class Worker(UvicornWorker):
         self._install_sigquit_handler()
         await server.serve(sockets=self.sockets)
         if not server.started:
-            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+            sys.exit(1)
 
     async def callback_notify(self) -> None:
         """Called every moment by uvicorn: end with the master rather than linger as an orphan."""

@@ -50,6 +50,12 @@ def test_c116_a_loaded_model_is_listed_described_and_served(door, open_models):
     assert json.loads(answer.body) == ["echo", [1]]
 
 
+def test_an_invocation_that_names_no_model_is_told_where_models_are_invoked(door):
+    answer = door.request("POST", "/invocations", b"[1]", JSON)
+    message = "this endpoint serves many models, each at POST /models/<name>/invoke"
+    assert (answer.status, json.loads(answer.body)) == (404, {"error": message})
+
+
 def test_c116_the_built_in_model_is_served_as_one_of_many(door, open_models, artifact):
     shutil.copytree(artifact, open_models.base / "m" / "model")
     assert door.request("POST", "/models", open_models.body("m"), JSON).status == 200

@@ -191,6 +191,20 @@ def test_c103_a_dead_process_is_replaced_while_the_other_answers(start_server, u
     assert server.request("POST", "/invocations", b"[1]", JSON).status == 200
 
 
+def test_a_process_that_its_model_ends_is_replaced_whatever_its_status(start_server, user_model):
+    model = user_model("import os\ndef predict_fn(data, model): os._exit(data)")
+    server = start_server(model, **ONE_PROCESS).wait_ready()
+    for status in (3, 4):  # gunicorn's own
+        worker = server.workers()
+        with pytest.raises(ConnectionError):
+            server.request("POST", "/invocations", str(status).encode(), JSON)
+        deadline = time.monotonic() + 60
+        while server.workers() in ([], worker):
+            assert time.monotonic() < deadline, server.log.read_text()
+            time.sleep(0.05)
+        server.wait_ready()
+
+
 def test_c101_no_request_is_lost_while_the_server_stops_under_load(start_server, user_model):
     server = start_server(user_model("def predict_fn(data, model): return data"), **ONE_PROCESS).wait_ready()
     outcomes = []
@@ -371,6 +385,7 @@ def test_c112_an_error_in_the_middle_of_a_stream_aborts_the_connection(start_ser
         ("def transform_fn(m, d, c, a): pass\ndef input_fn(d, c): pass", "bad-handler", "transform_fn replaces them"),
         ("import sys; sys.exit(0)", "exit", "SystemExit: 0"),
         ("import os; os._exit(0)", "died", "killed for memory"),
+        ("import os; os._exit(3)", "died", "killed for memory"),
     ],
 )
 def test_c88_c107_a_handler_that_cannot_serve_ends_the_server_with_one_line(

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shutil
 import socket
 import subprocess
 import time
@@ -115,6 +117,8 @@ def project(aws, tmp_path) -> Callable[..., Project]:
 @pytest.fixture(scope="session")
 def registry_host(tmp_path_factory) -> Iterator[str]:
     """A real registry on a loopback port: `host:port`."""
+    if shutil.which("docker-registry") is None and not os.environ.get("CI"):
+        pytest.skip("no docker-registry: apt-get install docker-registry")
     directory = tmp_path_factory.mktemp("registry")
     port = free_port()
     settings = {

@@ -23,7 +23,7 @@ from launcher.errors import ConfigError, JobFailed
 pytestmark = pytest.mark.docker
 
 HERE = Path(__file__).parent
-BASE_IMAGE = os.environ.get("SLIPWAY_BASE_IMAGE") or "local/base:bookworm"
+BASE_IMAGE = os.environ.get("SLIPWAY_BASE_IMAGE") or "slipway-base:bookworm"
 LABELS = {
     "com.amazonaws.sagemaker.capabilities.accept-bind-to-port": "true",
     "com.amazonaws.sagemaker.capabilities.multi-models": "true",

@@ -1,5 +1,6 @@
 """`init`: a new project that trains, serves and passes its own test as it stands."""
 
+import json
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ PLACES = {
     "test_project.py": "tests/test_project.py",
     "gitignore": ".gitignore",
 }
+SAMPLE = "sample.json"  # a request: `python -m launcher invoke sample.json`
 PER_CLASS = {"train": 20, "validation": 5}  # images of the sample
 
 
@@ -33,15 +35,17 @@ def write_project(directory: Path, template: str) -> list[Path]:
         ConfigError: one of the files is there already; nothing is written then.
     """
     targets = {name: directory / place for name, place in PLACES.items()}
-    taken = [str(path) for path in targets.values() if path.exists()]
+    sample = directory / SAMPLE
+    taken = [str(path) for path in (*targets.values(), sample) if path.exists()]
     if taken:
         raise ConfigError(f"{', '.join(taken)} is there already; name another directory")
     for name, path in targets.items():
         text = (TEMPLATES / template / name).read_text()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.format(name=project_name(directory)) if name == "launcher.yaml" else text)
-    {"images": write_images, "tables": write_tables}[template](directory / "data")
-    return list(targets.values())
+    rows = {"images": write_images, "tables": write_tables}[template](directory / "data")
+    sample.write_text("[\n" + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n]\n")
+    return [*targets.values(), sample]
 
 
 def project_name(directory: Path) -> str:
@@ -49,8 +53,12 @@ def project_name(directory: Path) -> str:
     return re.sub(r"[^a-zA-Z0-9]+", "-", directory.resolve().name).strip("-")[:40].strip("-") or "project"
 
 
-def write_images(target: Path) -> None:
-    """A few of scikit-learn's handwritten digits as PNG folders."""
+def write_images(target: Path) -> list[list[int]]:
+    """A few of scikit-learn's handwritten digits as PNG folders.
+
+    Returns:
+        A request: the pixels [8, 8], 0..255, of an image that is in none of them.
+    """
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -64,10 +72,15 @@ def write_images(target: Path) -> None:
             for _ in range(count):
                 number = next(numbers)
                 Image.fromarray(pixels[number]).save(folder / f"{number:04d}.png")
+    return pixels[-1].tolist()
 
 
-def write_tables(target: Path) -> None:
-    """Scikit-learn's wines as CSV: the label first, then 13 measurements; `transform` has the measurements alone."""
+def write_tables(target: Path) -> list[list[float]]:
+    """Scikit-learn's wines as CSV: the label first, then 13 measurements; `transform` has the measurements alone.
+
+    Returns:
+        A request: the measurements of three wines, one of each label.
+    """
     from sklearn.datasets import load_wine
 
     wines = load_wine()
@@ -82,3 +95,4 @@ def write_tables(target: Path) -> None:
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(",".join(map(str, row)) + "\n" for row in part))
+    return [next(row[1:] for row in validation if row[0] == label) for label in range(3)]

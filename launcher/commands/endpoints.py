@@ -1,5 +1,6 @@
 """Verbs about endpoints."""
 
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -56,9 +57,25 @@ def deploy(options: Options, model: str | None) -> None:
         {"name": planned.name, "config": planned.config_name, "previous": planned.previous, "steps": changed},
         [
             f"-> endpoint {planned.name}" + ("" if options.no_wait else " is in service"),
-            f"next: {next_line if later else command('invoke', 'FILE', options)}",
+            f"next: {next_line if later else command('invoke', sample_request(settings), options)}",
         ],
     )
+
+
+def sample_request(settings: "Settings") -> str:
+    """What `invoke` can send at once: a file of the project's, and the endpoint where `--set` names it."""
+    from launcher.invoke import CONTENT_TYPES
+    from launcher.jobs.common import is_local_path
+    from launcher.jobs.endpoint import endpoint_name
+
+    batch = settings.config.transform.input
+    folders = [settings.directory.glob("sample.*")]
+    if batch and is_local_path(batch):
+        folders.append((settings.directory / batch).rglob("*"))
+    found = (str(path) for paths in folders for path in sorted(paths) if path.suffix in CONTENT_TYPES)
+    named_here = "--set" in (settings.origins.get("name"), settings.origins.get("endpoint.name"))
+    endpoint = f" --endpoint {endpoint_name(settings.config)}" if named_here else ""
+    return shlex.quote(next(found, "FILE")) + endpoint
 
 
 @click.command()

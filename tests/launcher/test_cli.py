@@ -186,6 +186,25 @@ def test_a_deployment_that_is_not_waited_for_says_that_scaling_follows(here, aws
     assert "next: python -m launcher deploy   # again: scaling and ttl follow" in capsys.readouterr().out
 
 
+def test_a_deployment_names_a_request_to_try(here, aws, capsys):
+    job = trained(capsys)
+    put_model(aws, job["model"])
+    assert cli.main(["deploy", job["name"], "--no-wait"]) == 0
+    assert "next: python -m launcher invoke images/1.txt\n" in capsys.readouterr().out  # of the transform section
+    (here / "sample.json").write_text("[1]")
+    assert cli.main(["deploy", job["name"], "--no-wait", "--set", "endpoint.name=other", "-c", "launcher.yaml"]) == 0
+    named = "next: python -m launcher invoke sample.json --endpoint other -c launcher.yaml\n"
+    assert named in capsys.readouterr().out
+
+
+def test_without_any_request_the_deployment_says_file(here, aws, capsys):
+    job = trained(capsys)
+    put_model(aws, job["model"])
+    (here / "images" / "1.txt").rename(here / "images" / "1.bin")
+    assert cli.main(["deploy", job["name"], "--no-wait"]) == 0
+    assert "next: python -m launcher invoke FILE\n" in capsys.readouterr().out
+
+
 def test_endpoints_are_listed_and_deleted(here, aws, capsys):
     job = trained(capsys)
     put_model(aws, job["model"])

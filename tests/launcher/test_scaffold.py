@@ -36,7 +36,11 @@ def test_a_new_project_trains_transforms_and_serves_locally(tmp_path):
         job = json.loads(launcher("train", "--local", "--json"))
         assert job["metrics"]["validation:accuracy"] > 0.8
         launcher("transform", "--local", "--json")
-        assert "is in service" in launcher("deploy", job["name"], "--local")
+        deployed = launcher("deploy", job["name"], "--local")
+        assert "is in service" in deployed
+        assert "next: python -m launcher invoke sample.json --local" in deployed
+        sampled = json.loads(launcher("invoke", "sample.json", "--local"))
+        assert [max(range(3), key=row.__getitem__) for row in sampled] == [0, 1, 2]
         answer = launcher("invoke", "data/transform/wines.csv", "--local", "--accept", "text/csv")
         assert len(answer.splitlines()) == 36
         assert launcher("deploy", job["name"], "--local").count("keep ") == 3

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy
 import torch
 from network import build, to_tensor
 from PIL import Image
@@ -18,7 +19,9 @@ def model_fn(model_dir):
 
 
 def input_fn(data, content_type):
-    """The bytes of one image, as a batch of one."""
+    """One image as a batch of one: a file's bytes, or its pixels as JSON, 0..255, as sample.json has them."""
+    if content_type == "application/json":
+        return to_tensor(Image.fromarray(numpy.array(json.loads(data), dtype=numpy.uint8)))[None]
     return to_tensor(Image.open(io.BytesIO(data)))[None]
 
 

@@ -26,3 +26,6 @@ def test_what_is_trained_can_be_served(tmp_path):
     answer = inference.predict_fn(inference.input_fn(image.read_bytes(), "image/png"), model)
     assert answer["label"] in model[1]
     assert 0 < answer["score"] <= 1
+
+    pixels = inference.input_fn((ROOT / "sample.json").read_bytes(), "application/json")
+    assert inference.predict_fn(pixels, model)["label"] in model[1]

@@ -19,6 +19,14 @@ class Cause:
     fix: str
 
 
+STOPPED = Cause(
+    "stopped",
+    "it was stopped on request",
+    r"^Stopp(ed|ing)\b",
+    "start it again when it is wanted; with training.checkpoints: s3://… the next job goes on from there",
+)
+"""Of a job whose status is Stopped where no time limit shows; no cause of a failure, so it stands outside the table."""
+
 CAUSES = (
     # --- before the container starts -----------------------------------------------------------------------------
     Cause(
@@ -318,6 +326,6 @@ CAUSES = (
         "exception",
         "the program raised an exception",
         r"^\s*(\[[^\]]*\]:?\s*)*((Algorithm|Client)Error: )?(?!(Algorithm|Client)Error)([A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit))\b",
-        "the lines below say which; the trace stands in the log: `python -m launcher logs NAME`",
+        "the lines above say which; the trace stands in the log: `python -m launcher logs NAME`",
     ),
 )

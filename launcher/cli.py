@@ -5,7 +5,7 @@ import click
 from launcher.check import command as check
 from launcher.commands import account, endpoints, images, jobs, local, project
 from launcher.commands.options import LOCAL_HOME
-from launcher.errors import ConfigError, Detached, LauncherError
+from launcher.errors import ConfigError, Detached, JobStopped, LauncherError
 
 UNEXPECTED = 1
 INTERRUPTED = 130
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return ConfigError.exit_code
-    except Detached as error:
+    except (Detached, JobStopped) as error:
         click.echo(f"-> {error}", err=True)
         return error.exit_code
     except LauncherError as error:

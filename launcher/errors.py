@@ -29,6 +29,10 @@ class JobFailed(LauncherError):
     exit_code = 5
 
 
+class JobStopped(JobFailed):
+    """Somebody stopped a job before it had finished: no error, and no result either."""
+
+
 class TimedOut(LauncherError):
     """Something did not end in the time it was given."""
 

@@ -15,7 +15,7 @@ from launcher.account.secrets import refuse_secrets
 from launcher.config import Config
 from launcher.errors import AwsRefused, ConfigError, JobFailed
 from launcher.jobs import endpoint, training, transform
-from launcher.jobs.api import ApiCall, JobContext, content_name, tag_list, unique_name
+from launcher.jobs.api import ApiCall, JobContext, content_name, s3_join, tag_list, unique_name
 from launcher.jobs.common import is_local_model, model_data_uri, project_uri
 from launcher.jobs.endpoint import ServedModel
 from launcher.packing import code_digest
@@ -221,6 +221,18 @@ class Project:
             status = description["TrainingJobStatus"]
             raise ConfigError(f"training job {job_name} is {status} and has no model yet; wait for it with `logs -f`")
         return uri
+
+    def output_uri(self, job_name: str) -> str:
+        """The folder of what a training job left: its model, and output.tar.gz; a failed one left the latter alone.
+
+        Raises:
+            ConfigError: it has not ended.
+        """
+        description = self.aws.call("sagemaker", "DescribeTrainingJob", TrainingJobName=job_name)
+        status = description["TrainingJobStatus"]
+        if status in {"InProgress", "Stopping"}:
+            raise ConfigError(f"training job {job_name} is {status}; wait for it with `logs -f`")
+        return s3_join(description["OutputDataConfig"]["S3OutputPath"], job_name, "output", "")
 
     def newest_training_job(self) -> str:
         """The last training job of this project that has completed.

@@ -9,7 +9,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from launcher.aws import Aws, refusals
-from launcher.errors import AwsRefused, Detached, JobFailed, TimedOut
+from launcher.errors import AwsRefused, Detached, JobFailed, JobStopped, TimedOut
 from launcher.jobs.api import ApiCall
 
 logger = logging.getLogger(__name__)
@@ -159,6 +159,7 @@ def follow(
 
     Raises:
         JobFailed: it ended otherwise; the message holds the reason and the last log lines.
+        JobStopped: it was stopped on request.
         TimedOut: it ran into its own time limit, or this wait did.
         Detached: the user pressed Ctrl-C; the job goes on.
     """
@@ -224,7 +225,7 @@ def _failure(kind: JobKind, name: str, description: dict[str, Any], follower: Lo
             "raise training.max_runtime, and set training.checkpoints to continue from there"
         )
     if status == "Stopped":
-        return JobFailed(f"{kind.title} {name} was stopped before it had finished")
+        return JobStopped(f"{kind.title} {name} was stopped on request, before it had finished")
     tail = "\n".join(f"  {line.text}" for line in follower.tail)
     return JobFailed(f"{kind.title} {name} {status}: {reason}" + (f"\nlast lines of its log:\n{tail}" if tail else ""))
 

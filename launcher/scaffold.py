@@ -43,7 +43,8 @@ def write_project(directory: Path, template: str) -> list[Path]:
         text = (TEMPLATES / template / name).read_text()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.format(name=project_name(directory)) if name == "launcher.yaml" else text)
-    rows = {"images": write_images, "tables": write_tables}[template](directory / "data")
+    data = directory / "data"
+    rows = write_images(data) if template == "images" else write_tables(data)
     sample.write_text("[\n" + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n]\n")
     return [*targets.values(), sample]
 
@@ -53,7 +54,7 @@ def project_name(directory: Path) -> str:
     return re.sub(r"[^a-zA-Z0-9]+", "-", directory.resolve().name).strip("-")[:40].strip("-") or "project"
 
 
-def write_images(target: Path) -> list[list[int]]:
+def write_images(target: Path) -> list[list[float]]:
     """A few of scikit-learn's handwritten digits as PNG folders.
 
     Returns:

@@ -11,6 +11,7 @@ from launcher.commands.options import (
     Options,
     command,
     common_options,
+    flags,
     load_settings,
     open_project,
     show,
@@ -166,7 +167,7 @@ def explain(options: Options, name: str) -> None:
 
     aws = open_project(settings, options).aws
     kind = run.find_kind(aws, name)
-    found = explain_failure(kind, kind.describe(aws, name), last_lines(aws, kind, name))
+    found = explain_failure(kind, kind.describe(aws, name), last_lines(aws, kind, name), flags(options))
     return show(options, asdict(found), found.lines())
 
 
@@ -194,15 +195,17 @@ def jobs(options: Options) -> None:
 @click.argument("target", type=click.Path(path_type=Path), default=".")
 @common_options
 def download(options: Options, uri: str, target: Path) -> None:
-    """Copy what lies under an S3 URI (or a training job's artifacts) to TARGET."""
+    """Copy what lies under an S3 URI, or what a training job left (a failed one, too), to TARGET."""
     settings = load_settings(options)
     if options.dry_run:
         return show_call(options, "ListObjectsV2", {"Prefix": uri}, "s3")
     from launcher import data
 
     project = open_project(settings, options)
-    source = uri if uri.startswith("s3://") else project.artifact_uri(uri).rpartition("/")[0] + "/"
+    source = uri if uri.startswith("s3://") else project.output_uri(uri)
     done = data.download(project.aws, source, target, project.progress)
+    if not done.files:
+        raise ConfigError(f"there is nothing under {source}")
     return show(options, asdict(done), [f"-> {done.files} files in {target}"])
 
 

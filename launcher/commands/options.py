@@ -183,5 +183,9 @@ def show_table(options: Options, rows: list[list[str]], header: list[str]) -> No
 
 def command(verb: str, argument: str, options: Options) -> str:
     """A command to copy, with the options that matter."""
-    given = ([f"-c {options.config}"] if options.config else []) + (["--local"] if options.local else [])
-    return " ".join(filter(None, ["python -m launcher", verb, argument, *given]))
+    return " ".join(filter(None, ["python -m launcher", verb, argument])) + flags(options)
+
+
+def flags(options: Options) -> str:
+    """The options that say which project and which SageMaker, each after a space."""
+    return (f" -c {options.config}" if options.config else "") + (" --local" if options.local else "")

@@ -251,6 +251,21 @@ def test_artifacts_are_downloaded(here, aws, capsys):
     assert (here / "out" / "model.tar.gz").read_bytes() == b"x"
 
 
+def test_a_failed_job_has_its_traces_to_download(here, aws, canned, capsys, monkeypatch):
+    monkeypatch.setattr("launcher.aws.Aws", lambda region: aws)
+    bucket = "artifacts"
+    aws.call("s3", "CreateBucket", Bucket=bucket)
+    aws.call("s3", "PutObject", Bucket=bucket, Key="digits/output/failed/output/output.tar.gz", Body=b"traces")
+    job = {"TrainingJobStatus": "Failed", "OutputDataConfig": {"S3OutputPath": f"s3://{bucket}/digits/output/"}}
+    canned("DescribeTrainingJob", job, job, job | {"TrainingJobStatus": "InProgress"})
+    assert cli.main(["download", "failed", "out"]) == 0
+    assert (here / "out" / "output.tar.gz").read_bytes() == b"traces"
+    assert cli.main(["download", "empty", "out"]) == 2
+    assert f"there is nothing under s3://{bucket}/digits/output/empty/output/" in capsys.readouterr().err
+    assert cli.main(["download", "failed", "out"]) == 2
+    assert "training job failed is InProgress; wait for it with `logs -f`" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

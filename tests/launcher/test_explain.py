@@ -118,6 +118,27 @@ def test_a_time_limit_is_read_from_the_statuses():
     assert found.cause.code == "time-limit"
 
 
+def test_a_job_that_was_stopped_is_no_failure_to_explain(capsys, aws, canned, monkeypatch, tmp_path):
+    steps = [{"Status": "Stopping", "StatusMessage": "Stopping the training job"}]
+    stopped = description(status="Stopped", SecondaryStatus="Stopped", SecondaryStatusTransitions=steps)
+    found = explain(run.TRAINING, stopped, lines("ValueError: an old one"))
+    assert (found.cause.code, found.evidence) == ("stopped", ("Stopping: Stopping the training job",))
+    assert "cause: it was stopped on request (stopped)" in found.lines()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launcher.aws.Aws", lambda region: aws)
+    canned("DescribeTrainingJob", stopped)
+    assert cli.main(["attach", "job"]) == 5
+    told = capsys.readouterr().err
+    assert told == "-> training job job was stopped on request, before it had finished\n"
+
+
+def test_the_fix_has_commands_to_copy():
+    found = explain(run.TRAINING, description("ValueError: no"), [], " -c x.yaml --local")
+    assert found.lines()[-1].endswith(
+        "lines above say which; the trace stands in the log: `python -m launcher logs job -c x.yaml --local`"
+    )
+
+
 def test_the_verb_explains_a_job(aws, canned, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("launcher.aws.Aws", lambda region: aws)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from launcher import run
-from launcher.errors import AwsRefused, Detached, JobFailed, TimedOut
+from launcher.errors import AwsRefused, Detached, JobFailed, JobStopped, TimedOut
 from launcher.explain import last_lines
 
 GROUP = "/aws/sagemaker/TrainingJobs"
@@ -95,7 +95,7 @@ def test_a_job_that_fails_tells_its_reason_and_its_last_lines(aws, canned, log):
 
 def test_a_job_that_was_stopped_is_not_called_done(aws, canned):
     canned("DescribeTrainingJob", status("Stopped"))
-    with pytest.raises(JobFailed, match="was stopped before it had finished"):
+    with pytest.raises(JobStopped, match="training job job was stopped on request, before it had finished"):
         run.follow(aws, run.TRAINING, "job", sleep=no_sleep)
 
 

@@ -48,18 +48,28 @@ class ImageClassifier:
     def _pixels_of_lines(self, call: Call, kind: str) -> torch.Tensor:
         """Pixel values of each line on its own; a black image stands for one that cannot be read."""
         images = []
-        for number, line in enumerate(line for line in bytes(call.request.body).splitlines() if line.strip()):
+        for number, line in enumerate(bytes(call.request.body).splitlines(), 1):
+            if not line.strip():
+                continue
             try:
-                pixels = self._pixels_of_array(self._values(line, call, kind))
-                if len(pixels) != 1:
-                    raise BadRequest(f"a line holds one image, this one {len(pixels)}")
+                pixels = self._pixels_of_line(line, number, call, kind)
             except BadRequest as error:
-                call.bad[number] = str(error)
+                call.bad[len(images)] = str(error)
                 pixels = torch.zeros(1, *self.signature.image_shape)
             images.append(pixels)
         if not images:
             raise BadRequest("the body has no lines")
         return torch.cat(images)
+
+    def _pixels_of_line(self, line: bytes, number: int, call: Call, kind: str) -> torch.Tensor:
+        values = self._values(line, call, kind, number)
+        try:
+            pixels = self._pixels_of_array(values)
+        except BadRequest as error:
+            raise BadRequest(f"line {number}: {error}") from None
+        if len(pixels) != 1:
+            raise BadRequest(f"line {number} holds {len(pixels)} images; one is allowed")
+        return pixels
 
     def _pixels_of_image(self, body: bytes) -> torch.Tensor:
         try:
@@ -70,13 +80,13 @@ class ImageClassifier:
             raise BadRequest(f"the image cannot be decoded: {str(error)[:200]}") from None
         return resize_image(image, self.signature.height, self.signature.width)
 
-    def _values(self, body: bytes, call: Call, kind: str) -> Any:
+    def _values(self, body: bytes, call: Call, kind: str, first_line: int = 1) -> Any:
         if kind == codec.NPY:
             return codec.decode_npy(body)
         if kind == codec.CSV:
-            return codec.decode_csv(body)
+            return codec.decode_csv(body, first_line)
         if kind == codec.JSON_LINES:
-            return codec.to_array([_record(value) for value in codec.decode_json_lines(body)])
+            return codec.to_array([_record(value) for value in codec.decode_json_lines(body, first_line)])
         value = codec.decode_json(body)
         if isinstance(value, dict):
             if "instances" not in value:
@@ -136,7 +146,7 @@ class ImageClassifier:
             records[number] = {
                 "label": "",
                 "score": np.nan,
-                "probabilities": prediction[number].tolist(),
+                "probabilities": prediction[number],
                 "error": message,
             }
         if kind == codec.CSV:
@@ -147,7 +157,7 @@ class ImageClassifier:
 
     def _record(self, row: np.ndarray) -> dict[str, Any]:
         best = int(row.argmax())
-        return {"label": self.signature.classes[best], "score": float(row[best]), "probabilities": row.tolist()}
+        return {"label": self.signature.classes[best], "score": row[best], "probabilities": row}
 
     def warm_up(self) -> tuple[bytes, str]:
         """A request this model must be able to answer: one black image."""
@@ -212,4 +222,4 @@ def _list(value: Any) -> list[Any]:
 def _csv_line(record: dict[str, Any]) -> str:
     label = record["label"]
     quoted = '"' + label.replace('"', '""') + '"' if any(character in label for character in ',"\n\r') else label
-    return ",".join([quoted, f"{record['score']:.9g}", *(f"{value:.9g}" for value in record["probabilities"])])
+    return ",".join([quoted, str(record["score"]), codec.csv_row(record["probabilities"])])

@@ -114,11 +114,11 @@ def decode_json(body: bytes) -> Any:
         raise BadRequest(f"the body is not JSON: {error}") from None
 
 
-def decode_json_lines(body: bytes) -> list[Any]:
-    """One value per line; blank lines are no records."""
+def decode_json_lines(body: bytes, first: int = 1) -> list[Any]:
+    """One value per line; blank lines are no records. `first` is the number of the first line in the caller's body."""
     check_text_size(body)
     values = []
-    for number, line in enumerate(bytes(body).splitlines(), 1):
+    for number, line in enumerate(bytes(body).splitlines(), first):
         if line.strip():
             try:
                 values.append(orjson.loads(line))
@@ -127,8 +127,12 @@ def decode_json_lines(body: bytes) -> list[Any]:
     return values
 
 
-def decode_csv(body: bytes) -> np.ndarray:
+def decode_csv(body: bytes, first: int = 1) -> np.ndarray:
     """Lines of numbers as float32 [rows, columns], with or without a final newline.
+
+    Args:
+        body: the text.
+        first: the number of its first row in what the caller sent.
 
     Raises:
         BadRequest: not UTF-8, no rows, rows of different length, or a field that is no number.
@@ -142,17 +146,17 @@ def decode_csv(body: bytes) -> np.ndarray:
     rows = [row for row in rows if row and row != [""]]
     if not rows:
         raise BadRequest("the CSV body has no rows")
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(rows, first):
         if len(row) != len(rows[0]):
-            raise BadRequest(f"row {number} has {len(row)} fields, row 1 has {len(rows[0])}")
+            raise BadRequest(f"row {number} has {len(row)} fields, row {first} has {len(rows[0])}")
     try:
         return np.array(rows, dtype=np.float32)
     except (ValueError, OverflowError):
-        raise BadRequest(_first_bad_field(rows)) from None
+        raise BadRequest(_first_bad_field(rows, first)) from None
 
 
-def _first_bad_field(rows: Sequence[Sequence[str]]) -> str:
-    for number, row in enumerate(rows, 1):
+def _first_bad_field(rows: Sequence[Sequence[str]], first: int) -> str:
+    for number, row in enumerate(rows, first):
         for column, text in enumerate(row, 1):
             try:
                 float(text)
@@ -258,7 +262,12 @@ def encode_prediction(prediction: Any, kind: str) -> bytes:
     array = _as_array(prediction, kind)
     if kind == NPY:
         return encode_npy(array)
-    return "\n".join(",".join(map(str, np.atleast_1d(row).ravel().tolist())) for row in np.atleast_1d(array)).encode()
+    return "\n".join(csv_row(np.atleast_1d(row)) for row in np.atleast_1d(array)).encode()
+
+
+def csv_row(values: np.ndarray) -> str:
+    """Numbers between commas, each the shortest text that reads back as the same number of its dtype, as in JSON."""
+    return ",".join(map(str, values.ravel()))
 
 
 def to_bytes(value: Any) -> bytes:

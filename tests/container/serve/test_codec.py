@@ -174,6 +174,16 @@ def test_c134_answers_end_without_a_newline_and_json_has_null_for_nan(kind, body
     assert codec.encode_prediction(np.array([[0.5, 1], [2, np.nan]]), kind) == body
 
 
+def test_csv_prints_the_digits_that_json_prints_and_they_read_back_as_the_same_numbers():
+    array = np.array([[0.1, -2.2181177, 1e-5, 16777216, 1 / 3]], np.float32)
+    text = codec.encode_prediction(array, codec.CSV)
+    assert text == b"0.1,-2.2181177,1e-05,1.6777216e+07,0.33333334"
+    assert codec.decode_csv(text).tobytes() == array.tobytes()
+    assert [float(field) for field in text.split(b",")] == json.loads(codec.encode_prediction(array, codec.JSON))[0]
+    assert codec.encode_prediction(np.array([1 / 3]), codec.CSV) == b"0.3333333333333333"
+    assert codec.encode_prediction(np.array([[1, 2]]), codec.CSV) == b"1,2"
+
+
 def test_an_array_survives_npy_both_ways():
     array = np.random.default_rng(0).random((3, 2))
     assert codec.decode_npy(codec.encode_prediction(array, codec.NPY)).tolist() == array.tolist()

@@ -226,6 +226,40 @@ def test_c135_a_bad_line_gets_a_placeholder_where_that_is_configured_and_fails_t
     assert door.request("POST", "/invocations", b"\n", headers).status == 400
 
 
+@pytest.mark.parametrize(
+    ("content_type", "bad", "messages"),
+    [
+        (
+            "application/jsonlines",
+            [b'["x"', b"[1]"],
+            ["line 4 of the body is not JSON", "line 5: expected pixel values of shape [1, 8, 8]"],
+        ),
+        ("text/csv", [b"1,x", b"1"], ["row 4, field 2 of the CSV body is no number", "line 5: expected pixel values"]),
+    ],
+)
+def test_c135_a_placeholder_says_which_line_was_bad(open_door, artifact, pixels, content_type, bad, messages):
+    good = json.dumps(pixels[0].ravel().tolist()).encode()
+    good = good if content_type != "text/csv" else good.strip(b"[]")
+    door = open_door(artifact, {"SLIPWAY_RECORD_PLACEHOLDERS": "true"})
+    headers = {"Content-Type": content_type, "Accept": "application/jsonlines"}
+    answer = door.request("POST", "/invocations", b"\n".join([good, b"", good, *bad]), headers)
+    records = [json.loads(line) for line in answer.body.splitlines()]
+    assert ["error" in record for record in records] == [False, False, True, True]
+    for record, message in zip(records[2:], messages, strict=True):
+        assert record["error"].startswith(message)
+
+
+def test_probabilities_have_the_same_digits_in_json_and_csv(door, pixels):
+    as_json, as_csv = (
+        door.request("POST", "/invocations", npy(pixels), {"Content-Type": "application/x-npy", "Accept": accept}).body
+        for accept in ("application/json", "text/csv")
+    )
+    records = json.loads(as_json)["predictions"] if as_json.startswith(b"{") else json.loads(as_json)
+    for record, line in zip(records, as_csv.decode().splitlines(), strict=True):
+        assert [float(field) for field in line.split(",")[1:]] == [record["score"], *record["probabilities"]]
+        assert max(len(field) for field in line.split(",")) <= 15
+
+
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/absent", 404), ("GET", "/invocations", 405)])
 def test_other_routes_and_methods_are_refused_as_json(door, method, path, status):
     answer = door.request(method, path)

@@ -47,12 +47,12 @@ class ImageClassifier:
 
     def _pixels_of_lines(self, call: Call, kind: str) -> torch.Tensor:
         """Pixel values of each line on its own; a black image stands for one that cannot be read."""
-        images = []
+        images: list[torch.Tensor] = []
         for number, line in enumerate(bytes(call.request.body).splitlines(), 1):
             if not line.strip():
                 continue
             try:
-                pixels = self._pixels_of_line(line, number, call, kind)
+                pixels = self._pixels_of_line(line, number, kind)
             except BadRequest as error:
                 call.bad[len(images)] = str(error)
                 pixels = torch.zeros(1, *self.signature.image_shape)
@@ -61,10 +61,10 @@ class ImageClassifier:
             raise BadRequest("the body has no lines")
         return torch.cat(images)
 
-    def _pixels_of_line(self, line: bytes, number: int, call: Call, kind: str) -> torch.Tensor:
-        values = self._values(line, call, kind, number)
+    def _pixels_of_line(self, line: bytes, number: int, kind: str) -> torch.Tensor:
+        rows = codec.decode_csv(line, number) if kind == codec.CSV else codec.decode_json_lines(line, number)
         try:
-            pixels = self._pixels_of_array(values)
+            pixels = self._pixels_of_array(codec.to_array([_record(row) for row in rows]))
         except BadRequest as error:
             raise BadRequest(f"line {number}: {error}") from None
         if len(pixels) != 1:
@@ -80,13 +80,13 @@ class ImageClassifier:
             raise BadRequest(f"the image cannot be decoded: {str(error)[:200]}") from None
         return resize_image(image, self.signature.height, self.signature.width)
 
-    def _values(self, body: bytes, call: Call, kind: str, first_line: int = 1) -> Any:
+    def _values(self, body: bytes, call: Call, kind: str) -> Any:
         if kind == codec.NPY:
             return codec.decode_npy(body)
         if kind == codec.CSV:
-            return codec.decode_csv(body, first_line)
+            return codec.decode_csv(body)
         if kind == codec.JSON_LINES:
-            return codec.to_array([_record(value) for value in codec.decode_json_lines(body, first_line)])
+            return codec.to_array([_record(value) for value in codec.decode_json_lines(body)])
         value = codec.decode_json(body)
         if isinstance(value, dict):
             if "instances" not in value:

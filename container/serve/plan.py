@@ -103,7 +103,10 @@ def plan_server(machine: Machine, environ: Mapping[str, str], artifact_bytes: in
         processes = 1  # one registry: a model loaded through one connection is there for every other
     threads = _whole(environ, COMPUTE_THREADS) or (1 if machine.gpus else max(1, machine.cores // processes))
     torch_threads = _whole(environ, TORCH_THREADS) or max(1, machine.cores // (processes * threads))
+    batch = is_true(environ, contract.BATCH)
     timeout = _whole(environ, MODEL_SERVER_TIMEOUT_SECONDS) or _whole(environ, contract.MODEL_SERVER_TIMEOUT)
+    if batch:
+        timeout = None  # it was set for the model's endpoint; a transform job has InvocationsTimeoutInSeconds
     port = _whole(environ, contract.BIND_TO_PORT) or contract.DEFAULT_PORT
     return ServerPlan(
         port=port,
@@ -118,7 +121,7 @@ def plan_server(machine: Machine, environ: Mapping[str, str], artifact_bytes: in
         default_accept=environ.get(contract.DEFAULT_INVOCATIONS_ACCEPT) or "application/json",
         sessions_path=environ.get(SESSIONS_PATH) or f"{tempfile.gettempdir()}/slipway-sessions-{port}",
         session_seconds=float(_whole(environ, SESSIONS_EXPIRATION) or SESSION_SECONDS),
-        batch=is_true(environ, contract.BATCH),
+        batch=batch,
         multi_model=multi_model,
         model_memory_bytes=_whole(environ, MODEL_MEMORY_BYTES),
     )

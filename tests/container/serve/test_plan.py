@@ -83,7 +83,7 @@ def test_c132_batch_mode_is_on_when_the_variable_says_so(value, batch):
     assert plan_server(machine(), environ, LIGHT).batch is batch
 
 
-def test_c98_c137_c141_no_time_limit_is_below_what_the_platform_allows():
+def test_no_time_limit_is_below_what_the_platform_allows():
     plan = plan_server(machine(), {}, LIGHT)
     assert plan.request_timeout_seconds >= 3600
     assert plan.graceful_seconds < 30

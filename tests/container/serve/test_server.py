@@ -68,20 +68,21 @@ def test_c82_c83_c85_c86_c104_c106_the_server_binds_at_once_and_answers_once_it_
     os.chmod(artifact, 0o755)
 
 
-def test_c84_c87_c98_c138_while_every_thread_is_busy_ping_answers_and_connects_succeed(
+def test_c84_c138_while_every_thread_is_busy_ping_answers_and_connects_succeed_within_250_ms(
     start_server, user_model, in_background
 ):
     server = start_server(user_model(SLEEPER), SAGEMAKER_MODEL_SERVER_WORKERS="2").wait_ready()
     slow = [in_background(server.request, "POST", "/invocations", sleep_body(4), JSON) for _ in range(4)]
     time.sleep(0.5)
+    connects = []
     for _ in range(20):
         began = time.monotonic()
         with socket.create_connection(("127.0.0.1", server.port), timeout=2):
-            connected = time.monotonic() - began
-        answer = server.request("GET", "/ping", timeout=2)
-        assert answer.status == 200
-        assert connected < 2
+            connects.append(time.monotonic() - began)
+        assert server.request("GET", "/ping", timeout=2).status == 200
         time.sleep(0.05)
+    # The best of each five: a busy machine may delay any one of them.
+    assert max(min(connects[few : few + 5]) for few in range(0, 20, 5)) < 0.25
     assert [json.loads(result().body)["slept"] for result in slow] == [4] * 4
 
 
@@ -277,7 +278,13 @@ def test_a_request_whose_client_left_before_it_began_is_never_computed(start_ser
     assert marks.read_text().split() == ["first", "third"]
 
 
-def test_c113_no_deadline_cuts_a_stream(start_server, user_model):
+def test_c137_batch_mode_lifts_a_deadline_that_is_shorter_than_the_handler(start_server, user_model):
+    deadline = {"SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS": "1", **ONE_PROCESS}
+    server = start_server(user_model(SLEEPER), SAGEMAKER_BATCH="true", **deadline).wait_ready()
+    assert json.loads(server.request("POST", "/invocations", sleep_body(3), JSON).body) == {"slept": 3}
+
+
+def test_c113_a_stream_that_is_longer_than_the_deadline_is_not_cut(start_server, user_model):
     model = user_model("""
         import time
         def predict_fn(data, model):

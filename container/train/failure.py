@@ -165,7 +165,8 @@ def reason(error: RankError) -> str:
     cut = truncate_utf8(summary, MESSAGE_LIMIT_BYTES)
     text = f"{cut}{'...' if cut != summary else ''} ({place})"
     if error.hint:
-        text += f"\nhint: {truncate_utf8(error.hint, HINT_LIMIT_BYTES)}"
+        # in parentheses, since SageMaker goes on behind it: ", exit code: 1"
+        text += f"\n(hint: {truncate_utf8(error.hint, HINT_LIMIT_BYTES)})"
     return truncate_utf8(text, contract.FAILURE_REASON_LIMIT)
 
 

@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 RULES: Mapping[str, str] = {"nan": "stop", "exploding": "warn", "stalled": "warn", "starving": "warn"}
 """Rule -> what it does by default: `stop` ends the job as failed, `warn` logs, `off` does nothing."""
 EXPLOSION = 10.0  # times the lowest loss so far
+# A lowest loss below this counts as this: so near to zero rounding or one hard sample is a factor of ten, and a loss
+# that really grows without bounds leaves it behind at once.
+EXPLOSION_FLOOR = 1e-3
 STARVING_SHARE = 0.2  # of the time may go into waiting for data,
 STARVING_SECONDS = 5.0  # and short jobs are not worth a word
 
@@ -27,7 +30,7 @@ class Health:
     """Four rules, each `warn`, `stop` or `off`.
 
     - nan: the loss is NaN or infinite
-    - exploding: the loss is ten times the lowest one seen
+    - exploding: the loss is ten times the lowest one seen, and over 0.01
     - stalled: no step has ended for `stall_seconds`; the Python stacks of all threads go to the log
     - starving: over a fifth of the time went into waiting for data
 
@@ -86,7 +89,7 @@ class Health:
             self._report(
                 "nan", f"the loss is {value} after {self._steps} steps: lower learning_rate, or look at the data"
             )
-        elif value > EXPLOSION * self._lowest > 0:
+        elif self._lowest > 0 and value > EXPLOSION * max(self._lowest, EXPLOSION_FLOOR):
             self._report(
                 "exploding", f"the loss is {value:.4g} after {self._steps} steps; it has been {self._lowest:.4g}"
             )

@@ -31,6 +31,7 @@ LOG_LINES = 15
 ALIVE = "server.alive"  # locked by a server for life; holds its process id
 AWS_CONFIG = "aws-config"  # an AWS configuration file with an empty default profile
 DUMMY_CREDENTIAL = "local"
+DEFAULT_REGION = "us-east-1"
 
 
 class LocalServerError(Exception):
@@ -45,7 +46,7 @@ class LocalServer:
     pid: int
     home: Path
     runtime: str  # "docker" or "process"
-    region: str = "us-east-1"
+    region: str = DEFAULT_REGION
 
     def environment(self) -> dict[str, str]:
         """The variables that send any AWS client here, and keep it from looking elsewhere."""
@@ -95,12 +96,12 @@ def down(home: Path = DEFAULT_HOME) -> bool:
     """End the server and every container it runs; False if none runs.
 
     Raises:
-        LocalServerError: it still lives after a minute; it has been sent SIGKILL.
+        LocalServerError: it still lives after a minute; it has been sent SIGKILL. Or nothing says which process it is.
     """
     home = home.resolve()
     if not _is_alive(home):
         return False
-    process_id = int((home / ALIVE).read_text())
+    process_id = _process_id(home)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process_id, signal.SIGTERM)
     deadline = time.monotonic() + DOWN_SECONDS
@@ -184,9 +185,27 @@ def _log_end(home: Path) -> str:
 def _read(home: Path) -> LocalServer | None:
     try:
         state = json.loads((home / "server.json").read_text())
-        return LocalServer(state["url"], state["pid"], home, state["runtime"], state["region"])
+        return LocalServer(state["url"], state["pid"], home, state["runtime"], state.get("region", DEFAULT_REGION))
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _process_id(home: Path) -> int:
+    """Of the server that holds the lock; an older version's left `server.alive` empty, and `server.json` has it.
+
+    Raises:
+        LocalServerError: neither file says it.
+    """
+    text = (home / ALIVE).read_text()
+    server = _read(home)
+    if text.isdecimal():
+        return int(text)
+    if server is not None and _answers(server):  # else the file may be of one that has ended, and the id another's
+        return server.pid
+    raise LocalServerError(
+        f"A local SageMaker runs, and neither {home / ALIVE} nor an answer of it says its process id: find it with "
+        f"`fuser {home / ALIVE}` and end it"
+    )
 
 
 def _is_alive(home: Path) -> bool:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from launcher.local.admin import Admin
 from launcher.local.buckets import Buckets
-from launcher.local.client import ALIVE, AWS_CONFIG, RUNTIME_VARIABLE, LocalServer
+from launcher.local.client import ALIVE, AWS_CONFIG, DEFAULT_REGION, RUNTIME_VARIABLE, LocalServer
 from launcher.local.containers import ProcessRuntime, Runtime
 from launcher.local.endpoints import Endpoints
 from launcher.local.faults import Faults
@@ -27,7 +27,6 @@ from launcher.local.store import JOBS, TRAINING_JOB, Store
 from launcher.local.training import next_transitions
 
 logger = logging.getLogger(__name__)
-DEFAULT_REGION = "us-east-1"
 CONCURRENCY_VARIABLE = "SLIPWAY_LOCAL_JOBS"  # how many jobs run at once; the others wait
 DEFAULT_CONCURRENCY = 2
 HOME_WATCH_SECONDS = 2.0
@@ -166,10 +165,8 @@ class LocalSageMaker:
 
 def container_environment(server: LocalServer) -> dict[str, str]:
     """How a container reaches this server; from inside Docker, 127.0.0.1 is the container itself."""
-    files_of_this_machine = ("AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
-    environment = {
-        name: value for name, value in server.environment().items() if value and name not in files_of_this_machine
-    }
+    of_this_machine = ("AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "SAGEMAKER_VALIDATE_ROLE")
+    environment = {name: value for name, value in server.environment().items() if value and name not in of_this_machine}
     if server.runtime == "docker":
         environment["AWS_ENDPOINT_URL"] = server.url.replace("127.0.0.1", "host.docker.internal")
     return environment

@@ -18,6 +18,15 @@ def test_a_loss_that_is_not_a_number_stops_by_default():
             health.loss(math.nan)
 
 
+def test_ten_times_almost_nothing_is_no_explosion(caplog):
+    with Health() as health:
+        for value in (6.0e-16, 7.859e-15, 0.009):
+            health.loss(value)
+        assert caplog.text == ""
+        health.loss(0.011)
+    assert "exploding" in caplog.text
+
+
 def test_an_exploding_loss_is_said_once(caplog):
     with Health() as health:
         for loss in (1.0, 0.5, 6.0, 7.0):

@@ -121,7 +121,7 @@ def test_c45_c46_a_rank_killed_by_a_signal_is_named_and_an_existing_failure_file
     script = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     job = training_job(script=script)
     assert job.run() == {"algo-1": 137}
-    assert job.failure().startswith("killed by signal 9 (SIGKILL) (rank 0 on algo-1)\nhint: out of memory?")
+    assert job.failure().startswith("killed by signal 9 (SIGKILL) (rank 0 on algo-1)\n(hint: out of memory?")
 
     job = training_job(script=script)
     job.opt_ml().failure.write_text("the script's own words")
@@ -370,7 +370,7 @@ def test_main_reports_what_keeps_a_job_from_starting(write_opt_ml, monkeypatch):
             "import argparse\nargparse.ArgumentParser().parse_args()\n",
             2,
             "SystemExit: the script called sys.exit(2); last words: train.py: error: unrecognized arguments: --lr 1 "
-            "(train.py:2, rank 0 on algo-1)\nhint: compare the job's hyperparameters",
+            "(train.py:2, rank 0 on algo-1)\n(hint: compare the job's hyperparameters",
         ),
         (
             "import os, sys\nsys.stderr.buffer.write(b'\\xff\\xfe')\n"

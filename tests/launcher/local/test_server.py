@@ -1,5 +1,6 @@
 """Starting, ending and losing the server."""
 
+import fcntl
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from botocore.exceptions import ClientError
 
 from launcher.local import client, http_server
 from launcher.local.containers import processes_below
+from launcher.local.server import container_environment
 
 
 def kill(server_process_id):
@@ -158,6 +160,26 @@ def test_a_server_that_ignores_down_is_killed(own_server, monkeypatch):
     aws.wait_for(lambda: client.down(aws.server.home), lambda was_running: not was_running)
 
 
+def test_a_server_of_an_older_version_is_found_and_ended(own_server):
+    """It wrote no process id into `server.alive`, and no region into `server.json`."""
+    server = own_server().server
+    home = server.home
+    (home / client.ALIVE).write_text("")
+    state = json.loads((home / "server.json").read_text())
+    del state["region"]
+    (home / "server.json").write_text(json.dumps(state))
+    assert client.status(home).pid == server.pid
+    assert client.down(home) is True
+    assert client.status(home) is None
+
+
+def test_a_server_that_nothing_names_is_an_error_with_a_remedy(tmp_path):
+    with (tmp_path / client.ALIVE).open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(client.LocalServerError, match="find it with `fuser .*server.alive`"):
+            client.down(tmp_path)
+
+
 def test_up_reports_a_server_that_is_there_and_does_not_answer(own_server, monkeypatch):
     aws = own_server()
     freeze(aws)
@@ -213,10 +235,17 @@ def test_the_environment_keeps_clients_from_looking_elsewhere(aws):
     environment = aws.server.environment()
     assert environment["AWS_ENDPOINT_URL"] == aws.server.url
     assert environment["AWS_PROFILE"] == "default"
+    assert environment["SAGEMAKER_VALIDATE_ROLE"] == "false"
     script = "import boto3; print(boto3.client('sts').get_caller_identity()['Account'])"
     shell = {**os.environ, "AWS_PROFILE": "mine", **environment}
     answer = subprocess.run([sys.executable, "-c", script], env=shell, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "123456789012"
+
+
+def test_containers_do_not_get_what_only_this_machines_clients_need(aws):
+    inside = container_environment(aws.server)
+    assert inside["AWS_REGION"] == aws.server.region
+    assert not {"AWS_CONFIG_FILE", "AWS_PROFILE", "SAGEMAKER_VALIDATE_ROLE"} & inside.keys()
 
 
 def test_client_imports_the_standard_library_only():

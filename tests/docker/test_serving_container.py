@@ -144,3 +144,39 @@ def test_the_container_answers_errors_of_the_caller_with_4xx(serve_image, docker
             urllib.request.urlopen(request, timeout=30)
         statuses[content_type] = refused.value.code
     assert statuses == {"application/json": 400, "application/pdf": 415, "image/png": 400}
+
+
+def test_c115_c116_c120_a_multi_model_container_loads_answers_and_forgets(serve_image, docker, artifact):
+    container = docker(
+        "run",
+        "--detach",
+        "--publish=127.0.0.1::8080",
+        "--env=SAGEMAKER_MULTI_MODEL=true",
+        f"--volume={artifact}:/opt/ml/models/4f1d2c/model:ro",
+        serve_image,
+        "serve",
+    ).stdout.strip()
+    port = port_of(docker, container)
+    wait_until_healthy(docker, container, port)
+
+    def call(method: str, path: str, body: dict | None = None) -> tuple[int, dict]:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"}, method=method
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.loads(answer.read() or b"{}")
+        except urllib.error.HTTPError as refused:
+            return refused.code, {}
+
+    assert call("GET", "/models") == (200, {"models": []})
+    model = {"model_name": "4f1d2c", "url": "/opt/ml/models/4f1d2c/model"}
+    assert call("POST", "/models", model)[0] == 200
+    assert call("POST", "/models", model)[0] == 409
+    listed = call("GET", "/models")[1]["models"]
+    assert [entry["modelName"] for entry in listed] == ["4f1d2c"]
+    image = {"instances": [[[0] * 8] * 8]}
+    assert len(call("POST", "/models/4f1d2c/invoke", image)[1]["predictions"]) == 1
+    assert call("DELETE", "/models/4f1d2c")[0] == 200
+    assert call("POST", "/models/4f1d2c/invoke", image)[0] == 404

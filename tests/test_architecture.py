@@ -40,6 +40,8 @@ ARROWS: dict[str, set[str]] = {
         "launcher.run",
     },
     "launcher.account": {"launcher", "launcher.aws", "launcher.jobs", "launcher.project"},
+    # Looks at this machine before anything runs on it: the local SageMaker's images among the rest.
+    "launcher.doctor": {"container.contract", "launcher", "launcher.local.client"},
     "launcher.demo": {
         "launcher",
         "launcher.aws",
@@ -66,6 +68,7 @@ ARROWS: dict[str, set[str]] = {
         "launcher.data",
         "launcher.demo",
         "launcher.deployment",
+        "launcher.doctor",
         "launcher.explain",
         "launcher.images",
         "launcher.invoke",

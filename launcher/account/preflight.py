@@ -116,9 +116,11 @@ def _run(scene: Scene, named: tuple[str, str, Check]) -> list[Finding]:
     try:
         return list(check(scene))
     except AwsRefused as error:
-        return [refused(name, action, scene.caller, error)]
-    except ResponseParserError as error:  # a local server or a proxy in between that has no such service
-        detail = f"{action} was not answered as AWS answers: {' '.join(str(error).split())[:80]}"
+        cause = error.__cause__
+        if not isinstance(cause, ResponseParserError):
+            return [refused(name, action, scene.caller, error)]
+        # a local server or a proxy in between that has no such service
+        detail = f"{action} was not answered as AWS answers: {' '.join(str(cause).split())[:80]}"
         return [Finding(name, "skip", detail, "", f"caller {scene.caller}")]
 
 

@@ -20,7 +20,7 @@ from launcher.check.table import CHECKS
 from launcher.check.target import CannotStart, Launch, NotJudged
 from launcher.errors import ConfigError, JobFailed
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 HERE = Path(__file__).parent
 BASE_IMAGE = os.environ.get("SLIPWAY_BASE_IMAGE") or "slipway-base:bookworm"

@@ -439,7 +439,7 @@ import sys, threading
 for step in range(50):
     print(f"\\r{step}%", end="", file=sys.stderr)
 print("\\rdone", file=sys.stderr)
-threads = [threading.Thread(target=lambda: [print("x" * 200) for _ in range(50)]) for _ in range(4)]
+threads = [threading.Thread(target=lambda: [sys.stdout.write("x" * 200 + "\\n") for _ in range(50)]) for _ in range(4)]
 [t.start() for t in threads]; [t.join() for t in threads]
 print("no newline at the end", end="")
 """

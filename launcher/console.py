@@ -60,11 +60,15 @@ class Lines:
     def start(self, title: str, total_bytes: int) -> None:
         self.title, self.total, self.done, self.told = title, total_bytes, 0, time.monotonic()
 
+    def expect(self, count_bytes: int) -> None:
+        self.total += count_bytes
+
     def advance(self, count_bytes: int) -> None:
         self.done += count_bytes
         if time.monotonic() - self.told >= PLAIN_INTERVAL_SECONDS:
             self.told = time.monotonic()
-            logging.getLogger("launcher.progress").info("   %s %d%%", self.title, 100 * self.done // max(self.total, 1))
+            share = min(100, 100 * self.done // max(self.total, 1))
+            logging.getLogger("launcher.progress").info("   %s %d%%", self.title, share)
 
     def finish(self) -> None:
         pass
@@ -99,6 +103,9 @@ class Bar:
         )
         self.bar.add_task(title, total=total_bytes)
         self.bar.start()
+
+    def expect(self, count_bytes: int) -> None:
+        self.bar.update(self.bar.task_ids[0], total=(self.bar.tasks[0].total or 0) + count_bytes)
 
     def advance(self, count_bytes: int) -> None:
         self.bar.advance(self.bar.task_ids[0], count_bytes)

@@ -32,6 +32,7 @@ class Progress(Protocol):
     """Told about a transfer; one thread at a time."""
 
     def start(self, title: str, total_bytes: int) -> None: ...
+    def expect(self, count_bytes: int) -> None: ...  # more than `start` knew of
     def advance(self, count_bytes: int) -> None: ...
     def finish(self) -> None: ...
 
@@ -40,6 +41,9 @@ class Silent:
     """Shows nothing."""
 
     def start(self, title: str, total_bytes: int) -> None:
+        pass
+
+    def expect(self, count_bytes: int) -> None:
         pass
 
     def advance(self, count_bytes: int) -> None:

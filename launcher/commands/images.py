@@ -11,6 +11,7 @@ from launcher.commands.options import (
     IMAGES_FILE,
     LOCAL_HOME,
     Options,
+    command,
     common_options,
     load_settings,
     open_project,
@@ -73,7 +74,7 @@ def build_remotely(options: Options, settings: "Settings") -> None:
     pushed = codebuild.pushed_images(aws, codebuild.follow(aws, build_id))
     keep_pushed(pushed)
     lines = [f"-> pushed {item['uri']}" for item in pushed.values()]
-    return show(options, pushed, [*lines, "next: python -m launcher train"])
+    return show(options, pushed, [*lines, f"next: {command('train', '', options)}"])
 
 
 def keep_pushed(pushed: dict[str, Any]) -> None:
@@ -102,11 +103,13 @@ def push(options: Options, image: str, output: Path | None) -> None:
     for kind, item in chosen.items():
         done = push_image(project.aws, item, settings.config.images.registry, project.progress)
         pushed[kind] = {**asdict(done), "region": settings.config.region}
-        lines.append(f"-> pushed {done.uri} ({size_text(done.size_bytes)}, {size_text(done.uploaded_bytes)} sent)")
+        lines.append(
+            f"-> pushed {done.uri} ({size_text(done.size_bytes)}, {size_text(done.uploaded_bytes)} of it new, uncompressed)"
+        )
         keep_pushed(pushed)
     if output:
         output.write_text(json.dumps(pushed, indent=2))
-    return show(options, pushed, [*lines, "next: python -m launcher train"])
+    return show(options, pushed, [*lines, f"next: {command('train', '', options)}"])
 
 
 @click.group()

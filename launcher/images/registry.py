@@ -222,6 +222,8 @@ def watch_push(events: Iterator[dict[str, Any]], title: str, progress: "Progress
                 raise JobFailed(f"{title} failed: {event['error'].strip()}")
             detail = event.get("progressDetail") or {}
             if event.get("status") == "Pushing" and "current" in detail:
+                if event["id"] not in done:
+                    progress.expect(detail.get("total", 0))
                 before = done.get(event["id"], 0)
                 done[event["id"]] = max(before, detail["current"])
                 progress.advance(done[event["id"]] - before)

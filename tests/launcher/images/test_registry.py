@@ -10,6 +10,7 @@ import pytest
 from launcher import cli
 from launcher.aws import Aws
 from launcher.config import TrainingImage
+from launcher.console import Lines
 from launcher.data import Silent
 from launcher.errors import AwsRefused, ConfigError, JobFailed
 from launcher.images import build as images
@@ -198,6 +199,16 @@ def test_without_a_previous_push_there_is_no_cache(aws):
 def test_an_error_event_of_the_engine_is_a_failure():
     with pytest.raises(JobFailed, match="push x failed: denied"):
         registry.watch_push(iter([{"error": "denied\n"}]), "push x", Silent())
+
+
+def test_the_total_of_a_push_grows_as_its_layers_are_announced(caplog, monkeypatch):
+    caplog.set_level("INFO")
+    monkeypatch.setattr("launcher.console.PLAIN_INTERVAL_SECONDS", 0)
+    layer = {"status": "Pushing", "id": "a", "progressDetail": {"current": 500, "total": 1000}}
+    other = {"status": "Pushing", "id": "b", "progressDetail": {"current": 500, "total": 1000}}
+    rest = {**other, "progressDetail": {"current": 1512, "total": 1000}}  # the engine counts tar's padding, too
+    assert registry.watch_push(iter([layer, other, rest]), "push x", Lines()) == 2012
+    assert [record.getMessage().strip() for record in caplog.records] == ["push x 50%", "push x 50%", "push x 100%"]
 
 
 def test_another_refusal_than_a_missing_repository_stands(aws, canned):

@@ -103,9 +103,8 @@ def push(options: Options, image: str, output: Path | None) -> None:
     for kind, item in chosen.items():
         done = push_image(project.aws, item, settings.config.images.registry, project.progress)
         pushed[kind] = {**asdict(done), "region": settings.config.region}
-        lines.append(
-            f"-> pushed {done.uri} ({size_text(done.size_bytes)}, {size_text(done.uploaded_bytes)} of it new, uncompressed)"
-        )
+        size = f"{size_text(done.size_bytes)}; new layers: {size_text(done.uploaded_bytes)} uncompressed"
+        lines.append(f"-> pushed {done.uri} ({size})")
         keep_pushed(pushed)
     if output:
         output.write_text(json.dumps(pushed, indent=2))

@@ -1,18 +1,21 @@
 """Stopping a training loop well: every rank sees the stop at the same step, then saves and ends with exit code 0."""
 
 import faulthandler
+import itertools
 import os
 import signal
 import threading
 from types import FrameType, TracebackType
 
-import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store  # the one way to it, whatever init_method was
 
+from container.train.agreement import Agreement
 from container.train.runtime import Runtime
 
 PEER_FAILED = 128 + signal.SIGTERM
-STOP = 1_000  # above every other wish
+STOP = 1_000  # no other wish may have this number
+_numbers = itertools.count()  # of the loops of this process: each has keys of its own, the same on every rank
 
 
 class GracefulStop:
@@ -35,8 +38,7 @@ class GracefulStop:
     def __init__(self) -> None:
         self.requested = False
         self._runtime = Runtime.from_env()
-        self._flag = torch.zeros(1, dtype=torch.int64)
-        self._pending: dist.Work | None = None
+        self._agreement: Agreement | None = None
         self._previous: dict[int, object] = {}
         self._read_end, self._write_end = os.pipe()
 
@@ -51,34 +53,30 @@ class GracefulStop:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for the last exchange. Signals stay caught: a second SIGTERM must not break into the save."""
-        if self._pending is not None and error is None:
-            self._pending.wait()
-            self._pending = None
+        """Leave the agreement. Signals stay caught: a second SIGTERM must not break into the save."""
+        if self._agreement is not None:
+            self._agreement.close()
+            self._agreement = None
 
     def agreed(self) -> bool:
-        """Whether all ranks stop now; the same answer on every rank, one step after the first of them was asked."""
+        """Whether all ranks stop now: the same answer everywhere, a step or two after the first was asked."""
         return self.vote(0) == STOP
 
     def vote(self, wish: int) -> int:
-        """The largest wish of all ranks, `STOP` being the largest of all; the same answer on every rank.
+        """What all ranks do now: 0 for nothing, `STOP`, or the wish of one of them; the same answer on every rank.
 
-        The answer of one step travels while the next one computes, so that nobody waits for it: with several ranks it
-        is that of the step before.
+        As long as nobody wishes anything this costs a microsecond: see container/train/agreement.py.
 
         Args:
-            wish: below `STOP`; its meaning is the caller's, 0 should be none.
+            wish: from 1 below `STOP`, its meaning being the caller's; 0 for none.
         """
         wish = STOP if self.requested else wish
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return wish
-        answer = 0
-        if self._pending is not None:
-            self._pending.wait()
-            answer = int(self._flag.item())
-        self._flag = torch.tensor([wish])
-        self._pending = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, async_op=True)
-        return answer
+        if self._agreement is None:
+            store = dist.PrefixStore(f"slipway/stop/{next(_numbers)}", _get_default_store())
+            self._agreement = Agreement(store, dist.get_rank(), dist.get_world_size())
+        return self._agreement.vote(wish)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

@@ -65,17 +65,25 @@ HINTS = {
 class Aws:
     """One region of one account, or a local SageMaker: which one, the AWS environment variables say."""
 
-    def __init__(self, region: str, session: boto3.Session | None = None) -> None:
+    def __init__(
+        self, region: str, session: boto3.Session | None = None, client_config: ClientConfig = CLIENT_CONFIG
+    ) -> None:
         self.region = region
         self.session = session or boto3.Session(region_name=region)
+        self._client_config = client_config
         self._clients: dict[str, Any] = {}
 
     def client(self, service: str) -> Any:
         """A boto3 client, made once; threads may share it."""
         if service not in self._clients:
             with refusals(service):
-                self._clients[service] = self.session.client(service, config=CLIENT_CONFIG)
+                self._clients[service] = self.session.client(service, config=self._client_config)
         return self._clients[service]
+
+    def for_measuring(self, connections: int) -> "Aws":
+        """The same account, with a connection for each of so many threads, and no refusal tried again unseen."""
+        once = ClientConfig(retries={"mode": "standard", "total_max_attempts": 1}, max_pool_connections=connections)
+        return Aws(self.region, self.session, CLIENT_CONFIG.merge(once))
 
     def call(self, service: str, operation: str, **request: Any) -> dict[str, Any]:
         """Send one request that only reads or invokes.

@@ -3,7 +3,7 @@
 import click
 
 from launcher.check import command as check
-from launcher.commands import account, endpoints, images, jobs, local, project
+from launcher.commands import account, endpoints, images, jobs, load, local, project
 from launcher.commands.options import LOCAL_HOME
 from launcher.errors import ConfigError, Detached, JobStopped, LauncherError
 
@@ -23,6 +23,7 @@ for verb in (
     jobs.transform,
     endpoints.deploy,
     endpoints.invoke,
+    load.load,
     endpoints.endpoints,
     endpoints.models,
     endpoints.delete,

@@ -1,0 +1,1 @@
+"""Load tests of an endpoint: stages of load, the picture, what to set."""

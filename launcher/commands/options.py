@@ -79,8 +79,10 @@ def load_settings(options: Options, arguments: dict[str, str | None] | None = No
     local_defaults = {"role": (LOCAL_ROLE, "--local"), "images.registry": ("", "--local")}
     overrides = [*options.overrides, *given, f"region={region}"]
     asked = load(options.config, overrides)
-    for kind in unnamed_images(asked):
-        local_defaults[f"images.{kind}.uri"] = (LOCAL_IMAGES[kind], "--local")
+    unnamed = unnamed_images(asked)
+    for kind, image in (("training", asked.config.images.training), ("serving", asked.config.images.serving)):
+        built = f"{image.repository}:{image.tag}"  # whichever registry it is pushed to
+        local_defaults[f"images.{kind}.uri"] = (LOCAL_IMAGES[kind] if kind in unnamed else built, "--local")
     return load(options.config, overrides, defaults=lambda _: local_defaults)
 
 

@@ -106,6 +106,13 @@ def test_local_jobs_run_the_images_that_make_images_builds(override, image, here
     assert call["request"]["AlgorithmSpecification"]["TrainingImage"] == image
 
 
+def test_local_jobs_run_what_was_built_here_whichever_registry_it_goes_to(here, capsys):
+    chosen = ["--set", "images.registry=127.0.0.1:5000", "--set", "images.training.repository=mine"]
+    assert cli.main(["train", "--local", "--dry-run", "--json", *chosen]) == 0
+    (call,) = json.loads(capsys.readouterr().out)
+    assert call["request"]["AlgorithmSpecification"]["TrainingImage"] == "mine:latest"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -15,7 +15,7 @@ from container.serve import codec
 from container.serve.call import Call
 from container.serve.exchange import BadRequest, BodyTooLarge, UnsupportedMediaType
 
-CONTENT_TYPES = (codec.IMAGE, "image/*", *codec.ARRAY_TYPES)
+CONTENT_TYPES = (codec.IMAGE, "image/*", *codec.ARRAY_TYPES, *codec.RECORD_TYPES)
 WORTH_FREEZING = 0.95  # a frozen copy holds its weights a second time while both live: 5 % is the least it must gain
 
 
@@ -39,11 +39,18 @@ class ImageClassifier:
         kind = codec.media_type(call.request.headers.get("content-type"))
         if codec.is_image(kind):
             return normalize(self._pixels_of_image(call.request.body)[None], self.signature)
+        if kind in codec.RECORD_TYPES:
+            return normalize(self._pixels_of_records(codec.decode_records(call.request.body, kind)), self.signature)
         if kind not in codec.ARRAY_TYPES:
             raise UnsupportedMediaType(f"Content-Type {kind!r} is not served here", known=list(CONTENT_TYPES))
         if self.placeholders and kind in (codec.CSV, codec.JSON_LINES):
             return normalize(self._pixels_of_lines(call, kind), self.signature)
         return normalize(self._pixels_of_array(self._values(call.request.body, call, kind)), self.signature)
+
+    def _pixels_of_records(self, records: np.ndarray | list[bytes]) -> torch.Tensor:
+        if isinstance(records, np.ndarray):
+            return self._pixels_of_array(records)
+        return torch.stack([self._pixels_of_image(record).float() for record in records])
 
     def _pixels_of_lines(self, call: Call, kind: str) -> torch.Tensor:
         """Pixel values of each line on its own; a black image stands for one that cannot be read."""

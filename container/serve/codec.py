@@ -22,14 +22,18 @@ CSV = "text/csv"
 NPY = "application/x-npy"
 JSON_LINES = "application/jsonlines"
 IMAGE = "application/x-image"
+RECORDIO = "application/x-recordio-protobuf"
+TFRECORD = "application/x-tfrecord"
 ALIASES = {
     "application/jsonl": JSON_LINES,
     "application/x-jsonlines": JSON_LINES,
     "application/x-ndjson": JSON_LINES,
     "application/csv": CSV,
     "application/npy": NPY,
+    "application/x-tfexample": TFRECORD,
 }
 ARRAY_TYPES = (JSON, CSV, NPY, JSON_LINES)
+RECORD_TYPES = (RECORDIO, TFRECORD)  # of requests only: what batch transform's binary splits send
 TEXT_LIMIT_BYTES = 128 * 1024 * 1024  # batch transform sends at most 100 MB
 NPY_HEADER_LIMIT = 10_000  # numpy's own limit for headers it calls safe
 
@@ -219,7 +223,7 @@ def decode_array(body: bytes, kind: str) -> Any:
     """What a model without its own `input_fn` gets: a numpy array, or the JSON value where it is no array of numbers.
 
     Raises:
-        UnsupportedMediaType: `kind` is none of `ARRAY_TYPES`.
+        UnsupportedMediaType: `kind` is none of `ARRAY_TYPES` and `RECORD_TYPES`.
         BadRequest: the body is malformed.
     """
     if kind == JSON:
@@ -231,7 +235,20 @@ def decode_array(body: bytes, kind: str) -> Any:
         return decode_csv(body)
     if kind == JSON_LINES:
         return to_array(decode_json_lines(body))
-    raise UnsupportedMediaType(f"Content-Type {kind!r} has no decoder here", known=list(ARRAY_TYPES))
+    if kind in RECORD_TYPES:
+        return decode_records(body, kind)
+    raise UnsupportedMediaType(f"Content-Type {kind!r} has no decoder here", known=[*ARRAY_TYPES, *RECORD_TYPES])
+
+
+def decode_records(body: bytes, kind: str) -> np.ndarray | list[bytes]:
+    """What the model is fed with, of each record of a binary format: an array, or encoded files such as images.
+
+    Raises:
+        BadRequest: the body is malformed.
+    """
+    from container.serve import records  # protobuf: for the few that send it
+
+    return records.decode_recordio(body) if kind == RECORDIO else records.decode_tfrecord(body)
 
 
 def to_array(value: Any) -> Any:

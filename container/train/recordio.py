@@ -1,25 +1,10 @@
-"""RecordIO, the framing of Pipe channels (`RecordWrapperType: RecordIO`) and of MXNet's `.rec` files.
+"""RecordIO as a training channel carries it: `container.recordio`, with errors that speak of the channel."""
 
-A record is the magic number, a length word, the payload and zero to three bytes of padding, all words little-endian.
-The length word's three top bits say whether the record is whole or part of a longer one. dmlc-core's writer splits a
-payload where it contains the magic number itself, on a multiple of four, and leaves those four bytes out; a reader puts
-them back between the parts (dmlc-core, src/recordio.cc).
-"""
-
-import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from container import recordio
 from container.train.files import ChannelError
-
-MAGIC = 0xCED7230A
-LENGTH_BITS = 29
-LENGTH_MASK = (1 << LENGTH_BITS) - 1
-WHOLE, FIRST, MIDDLE, LAST = range(4)  # continuation flags
-
-_HEADER = struct.Struct("<II")
-_MAGIC_BYTES = struct.pack("<I", MAGIC)
-_CONTINUES = (False, False, True, True, None, None, None, None)  # by flag: whether parts come before; None: no flag
 
 
 class RecordIOError(ChannelError):
@@ -35,43 +20,9 @@ def read_records(stream: BinaryIO) -> Iterator[bytes]:
     Raises:
         RecordIOError: a wrong magic number, a part without its beginning or end, or an end inside a record.
     """
-    read, unpack, header_bytes = stream.read, _HEADER.unpack_from, _HEADER.size  # small records feel every look-up
-    parts: list[bytes] = []
-    number = offset = padding = 0
-    while True:
-        header = read(padding + header_bytes)
-        if len(header) < padding + header_bytes:
-            if len(header) == padding and not parts:
-                return
-            raise _truncated(number, offset + len(header))
-        magic, word = unpack(header, padding)
-        length, flag = word & LENGTH_MASK, word >> LENGTH_BITS
-        if magic != MAGIC or _CONTINUES[flag] is not bool(parts):
-            raise _damaged(number, offset + padding, magic, flag)
-        offset += len(header) + length
-        payload = read(length)
-        if len(payload) < length:
-            raise _truncated(number, offset - length + len(payload))
-        padding = -length & 3
-        if flag:
-            parts.append(payload)
-            if flag != LAST:
-                continue
-            payload, parts = _MAGIC_BYTES.join(parts), []
-        yield payload
-        number += 1
-
-
-def _truncated(number: int, end: int) -> RecordIOError:
-    return RecordIOError(
-        f"the stream ends at byte {end}, inside of a record, after {number} records: its writer failed or was stopped"
-    )
-
-
-def _damaged(number: int, offset: int, magic: int, flag: int) -> RecordIOError:
-    if magic == MAGIC:
-        return RecordIOError(f"record {number} at byte {offset}: continuation flag {flag} cannot stand here")
-    return RecordIOError(
-        f"record {number} at byte {offset} starts with {magic:#010x}, not with RecordIO's {MAGIC:#010x}: "
-        "was the channel made with RecordWrapperType RecordIO?"
-    )
+    try:
+        yield from recordio.read_records(stream)
+    except recordio.NoRecordIO as error:
+        raise RecordIOError(f"{error}: was the channel made with RecordWrapperType RecordIO?") from None
+    except recordio.RecordIOError as error:
+        raise RecordIOError(f"{error}: its writer failed or was stopped, or the data are damaged") from None

@@ -1,0 +1,155 @@
+"""The protobuf messages inside RecordIO and TFRecord: SageMaker's `Record` and TensorFlow's `Example`, as arrays.
+
+The protobuf runtime reads the wire format; the messages are declared here, in a pool of their own, so that user code
+may import the toolkit's or TensorFlow's declarations of the same names beside them.
+"""
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from container.serve.exchange import BadRequest
+
+Features = dict[str, "np.ndarray | list[bytes]"]
+"""One record: what its features hold, by name."""
+
+DENSE_LIMIT_BYTES = 512 * 1024**2  # a sparse record of a few bytes may announce any width
+PACKAGE = "slipway.records"
+REPEATED, ONE_OF = "repeated", "one of"
+# Message -> field -> (number, type, how). A map is on the wire what a repeated message of key and value is.
+# Sources: "Common Data Formats for Training" (record.proto), tensorflow/core/example (example.proto, feature.proto).
+SCHEMA: dict[str, dict[str, tuple[int, str, str]]] = {
+    "Float32Tensor": {
+        "values": (1, "float", REPEATED),
+        "keys": (2, "uint64", REPEATED),
+        "shape": (3, "uint64", REPEATED),
+    },
+    "Float64Tensor": {
+        "values": (1, "double", REPEATED),
+        "keys": (2, "uint64", REPEATED),
+        "shape": (3, "uint64", REPEATED),
+    },
+    "Int32Tensor": {
+        "values": (1, "int32", REPEATED),
+        "keys": (2, "uint64", REPEATED),
+        "shape": (3, "uint64", REPEATED),
+    },
+    "Bytes": {"value": (1, "bytes", REPEATED), "content_type": (2, "string", "")},
+    "Value": {
+        "float32_tensor": (2, "Float32Tensor", ONE_OF),
+        "float64_tensor": (3, "Float64Tensor", ONE_OF),
+        "int32_tensor": (7, "Int32Tensor", ONE_OF),
+        "bytes": (9, "Bytes", ONE_OF),
+    },
+    "ValueEntry": {"key": (1, "string", ""), "value": (2, "Value", "")},
+    "Record": {"features": (1, "ValueEntry", REPEATED)},
+    "BytesList": {"value": (1, "bytes", REPEATED)},
+    "FloatList": {"value": (1, "float", REPEATED)},
+    "Int64List": {"value": (1, "int64", REPEATED)},
+    "Feature": {
+        "bytes_list": (1, "BytesList", ONE_OF),
+        "float_list": (2, "FloatList", ONE_OF),
+        "int64_list": (3, "Int64List", ONE_OF),
+    },
+    "FeatureEntry": {"key": (1, "string", ""), "value": (2, "Feature", "")},
+    "FeatureMap": {"feature": (1, "FeatureEntry", REPEATED)},
+    "Example": {"features": (1, "FeatureMap", "")},
+}
+DTYPES = {"float32_tensor": np.float32, "float64_tensor": np.float32, "int32_tensor": np.int32}  # as JSON's floats
+
+
+@cache
+def _message(name: str) -> Any:
+    file = descriptor_pb2.FileDescriptorProto(name="slipway/records.proto", package=PACKAGE, syntax="proto2")
+    for message_name, fields in SCHEMA.items():
+        message = file.message_type.add(name=message_name)
+        for field_name, (number, kind, how) in fields.items():
+            field = message.field.add(name=field_name, number=number)
+            field.label = field.LABEL_REPEATED if how == REPEATED else field.LABEL_OPTIONAL
+            if kind in SCHEMA:
+                field.type, field.type_name = field.TYPE_MESSAGE, f".{PACKAGE}.{kind}"
+            else:
+                field.type = descriptor_pb2.FieldDescriptorProto.Type.Value(f"TYPE_{kind.upper()}")
+            if how == ONE_OF:
+                field.oneof_index = 0
+        if any(how == ONE_OF for _, _, how in fields.values()):
+            message.oneof_decl.add(name="kind")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
+
+
+def _parse(name: str, payload: bytes, number: int) -> Any:
+    try:
+        return _message(name).FromString(payload)
+    except DecodeError:
+        raise BadRequest(f"record {number} ({len(payload)} bytes) is no protobuf message {name}") from None
+
+
+def read_record(payload: bytes, number: int) -> Features:
+    """The features of one SageMaker `Record`; labels are no business of a model that predicts them.
+
+    Args:
+        payload: the message.
+        number: of the record in the caller's body, for messages to the caller.
+
+    Raises:
+        BadRequest: no such message, or a tensor whose shape and values disagree.
+    """
+    features: Features = {}
+    for entry in _parse("Record", payload, number).features:
+        kind = entry.value.WhichOneof("kind")
+        if kind == "bytes":
+            features[entry.key] = list(entry.value.bytes.value)
+        elif kind:
+            features[entry.key] = _tensor(getattr(entry.value, kind), DTYPES[kind], f"record {number}, {entry.key!r}")
+    return features
+
+
+def _tensor(tensor: Any, dtype: type, where: str) -> np.ndarray:
+    """Dense or sparse values: a sparse tensor has keys, the places of its values in the flattened shape."""
+    values: np.ndarray = np.fromiter(tensor.values, dtype, len(tensor.values))
+    shape = list(tensor.shape)
+    if not shape:
+        if tensor.keys:
+            raise BadRequest(f"{where}: sparse values (with keys) need a shape")
+        return values
+    size = math.prod(shape)
+    if not tensor.keys and len(values):
+        if size != len(values):
+            raise BadRequest(f"{where}: shape {shape} does not hold {len(values)} values")
+        return values.reshape(shape)
+    if size * values.itemsize > DENSE_LIMIT_BYTES:
+        raise BadRequest(f"{where}: shape {shape} takes more than {DENSE_LIMIT_BYTES} bytes")
+    keys = np.array(tensor.keys, np.uint64)
+    if len(keys) != len(values) or (keys >= size).any():
+        raise BadRequest(f"{where}: {len(keys)} keys for {len(values)} values, or one outside of shape {shape}")
+    dense = np.zeros(size, dtype)
+    dense[keys.astype(np.int64)] = values
+    return dense.reshape(shape)
+
+
+def read_example(payload: bytes, number: int) -> Features:
+    """The features of one TensorFlow `Example`: lists, because its message has no shapes.
+
+    Args:
+        payload: the message.
+        number: of the record in the caller's body, for messages to the caller.
+
+    Raises:
+        BadRequest: no such message.
+    """
+    features: Features = {}
+    for entry in _parse("Example", payload, number).features.feature:
+        kind = entry.value.WhichOneof("kind")
+        if kind == "bytes_list":
+            features[entry.key] = list(entry.value.bytes_list.value)
+        elif kind:
+            dtype = np.float32 if kind == "float_list" else np.int64
+            values = getattr(entry.value, kind).value
+            features[entry.key] = np.fromiter(values, dtype, len(values))
+    return features

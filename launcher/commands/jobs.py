@@ -1,9 +1,10 @@
 """Verbs about jobs: train, transform, and what one does with a job afterwards."""
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,8 +21,14 @@ from launcher.commands.options import (
     show_table,
     tell_price,
 )
+from launcher.commands.probe import show_probe
 from launcher.console import table
 from launcher.errors import ConfigError
+
+if TYPE_CHECKING:
+    from launcher.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -53,13 +60,18 @@ def show_trained(options: Options, description: dict[str, Any]) -> None:
 
 @click.command()
 @click.argument("model", required=False)
+@click.option("--probe", is_flag=True, help="Start the container here and ask it what to set; runs no job.")
 @common_options
-def transform(options: Options, model: str | None) -> None:
+def transform(options: Options, model: str | None, probe: bool) -> None:
     """Run a batch transform job with MODEL: a training job, an S3 URI or a local model.tar.gz."""
     settings = load_settings(options, {"transform.model": model})
     if options.dry_run:
         return show_calls(options, "transform", settings)
+    if probe:
+        return show_probe(options, settings)
     from launcher import run
+
+    tell_origin(settings)
 
     tell_price(options, "transform", settings)
     project = open_project(settings, options)
@@ -70,6 +82,16 @@ def transform(options: Options, model: str | None) -> None:
     output = description["TransformOutput"]["S3OutputPath"]
     result = {"name": name, "status": description["TransformJobStatus"], "output": output}
     return show(options, result, [f"-> transformed {name}", f"next: {command('download', f'{output}/ .', options)}"])
+
+
+def tell_origin(settings: "Settings") -> None:
+    """Say who decides how records become requests where the configuration does not."""
+    section = settings.config.transform
+    members = {"max_concurrent": section.max_concurrent, "strategy": section.strategy}
+    left_open = [name for name, value in {**members, "max_payload_mb": section.max_payload_mb}.items() if value is None]
+    if left_open:
+        names = ", ".join(left_open)
+        logger.info("   transform.%s: the container says when the job starts; --probe asks it here", names)
 
 
 @click.command()

@@ -7,10 +7,19 @@ from werkzeug.exceptions import HTTPException
 
 from container import contract
 from container.serve.exchange import MethodNotAllowed, NotFound, Request, Response, ServeError
+from container.serve.metrics import (
+    INVOKE_MODEL_ROUTE,
+    METRICS_ROUTE,
+    MODEL_ROUTE,
+    OTHER_ROUTE,
+    ROUTES,
+    Metrics,
+)
 from container.serve.registry import Registry
 from container.serve.service import Service
 
 READ_METHODS = ("GET", "POST")
+RULES = {"/models/<path:name>": MODEL_ROUTE, "/models/<path:name>/invoke": INVOKE_MODEL_ROUTE}
 
 
 def create_app(service: Service) -> flask.Flask:
@@ -27,7 +36,7 @@ def create_app(service: Service) -> flask.Flask:
         length = flask.request.content_length or 0
         if length > service.plan.max_request_bytes:
             raise service.too_large(length)
-        return answer(service.invoke(read(flask.request)))
+        return invoke(service, None)
 
     @app.get(contract.EXECUTION_PARAMETERS_PATH)
     def execution_parameters() -> flask.Response:
@@ -36,8 +45,34 @@ def create_app(service: Service) -> flask.Flask:
     if service.registry is not None:
         add_model_routes(app, service, service.registry)
 
+    if service.metrics is not None:
+        add_metrics(app, service, service.metrics)
     add_error_answers(app)
     return app
+
+
+def invoke(service: Service, model: str | None) -> flask.Response:
+    """The core's answer to the request at hand; the core counts it."""
+    flask.g.counted = True
+    return answer(service.invoke(read(flask.request), model))
+
+
+def add_metrics(app: flask.Flask, service: Service, metrics: Metrics) -> None:
+    """`GET /metrics`, and a count of every answer that the core has not counted itself."""
+
+    @app.get(METRICS_ROUTE)
+    def figures() -> flask.Response:
+        from container.serve.exposition import exposition  # prometheus_client: for those who ask
+
+        return answer(exposition(service, metrics))
+
+    @app.after_request
+    def count(response: flask.Response) -> flask.Response:
+        if "counted" not in flask.g:
+            rule = flask.request.url_rule.rule if flask.request.url_rule else OTHER_ROUTE
+            route = RULES.get(rule, rule)
+            metrics.count(route if route in ROUTES else OTHER_ROUTE, response.status_code)
+        return response
 
 
 def add_error_answers(app: flask.Flask) -> None:
@@ -76,8 +111,8 @@ def add_model_routes(app: flask.Flask, service: Service, registry: Registry) -> 
         return answer(registry.unload(name))
 
     @app.post("/models/<path:name>/invoke")
-    def invoke(name: str) -> flask.Response:
-        return answer(service.invoke(read(flask.request), name))
+    def invoke_model(name: str) -> flask.Response:
+        return invoke(service, name)
 
 
 def read(request: flask.Request) -> Request:

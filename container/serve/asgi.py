@@ -14,6 +14,7 @@ from container import contract
 from container.serve.app import create_app
 from container.serve.call import Call
 from container.serve.exchange import Request, Response
+from container.serve.metrics import INVOKE_MODEL_ROUTE
 from container.serve.service import Service
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Door:
         elif path.startswith("/models/") and (model := self._invoked_model(path, scope["method"])):
             await self._invoke(scope, receive, send, model)
         elif path == contract.HEALTH_PATH and scope["method"] in ("GET", "POST"):
-            await self._send(self.service.ping(), receive, send)
+            await self._send(self._counted(contract.HEALTH_PATH, self.service.ping()), receive, send)
         else:
             await self._flask(scope, receive, send)
 
@@ -64,7 +65,9 @@ class Door:
         limit = self.service.plan.max_request_bytes
         announced = headers.get("content-length", "0")
         if announced.isdecimal() and int(announced) > limit:
-            await self._send(self.service.too_large(int(announced)).response(), receive, send)
+            too_large = self.service.too_large(int(announced)).response()
+            route = contract.INVOCATIONS_PATH if model is None else INVOKE_MODEL_ROUTE
+            await self._send(self._counted(route, too_large), receive, send)
             return
         body = await read_body(receive, limit)
         if body is None:  # the client left
@@ -87,7 +90,13 @@ class Door:
             return
         finally:
             del self._waiting[answer]
+        self.service.answered(call, response)
         await self._send(response, receive, send)
+
+    def _counted(self, route: str, response: Response) -> Response:
+        if self.service.metrics is not None:
+            self.service.metrics.count(route, response.status)
+        return response
 
     async def _look_after_waiting(self) -> None:
         """While requests wait: notice clients that leave, and answer what is past its deadline."""

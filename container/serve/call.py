@@ -21,7 +21,9 @@ class Call:
         "cancelled",
         "context",
         "data",
+        "decoded",
         "done",
+        "predicted",
         "predictor",
         "release",
         "request",
@@ -35,6 +37,8 @@ class Call:
         self.arrived = time.monotonic()
         self.started = 0.0
         """When a compute thread took it; 0.0 while it waits."""
+        self.decoded = self.predicted = 0.0
+        """When its data was ready and when its prediction was; 0.0 before."""
         self.cancelled = False
         """Set when nobody waits any more; work that has not begun is dropped."""
         self.bad: dict[int, str] = {}

@@ -68,6 +68,14 @@ class Health:
     def any_ready(self) -> bool:
         return State.READY in self._slots[:]
 
+    def occupied(self) -> list[int]:
+        """Slots of the processes that live."""
+        return [slot for slot, state in enumerate(self._slots[:]) if state != State.ABSENT]
+
+    def ready(self) -> int:
+        """How many processes can answer."""
+        return self._slots[:].count(State.READY)
+
     def response(self) -> Response:
         """The answer to `/ping`: an empty 200, or 503 with what the server is waiting for."""
         state = self.state()
@@ -76,7 +84,7 @@ class Health:
         body = {
             "state": state.name.lower(),
             "elapsed_seconds": round(time.monotonic() - self.started, 1),
-            "ready_processes": self._slots[:].count(State.READY),
+            "ready_processes": self.ready(),
             "processes": self.processes,
         }
         return Response(503, orjson.dumps(body), headers=(("Retry-After", "1"),))

@@ -4,6 +4,7 @@ Each of the three steps is the user's function where there is one, else the defa
 image classifier's, or the plain array formats for whatever `model_fn` returned.
 """
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
@@ -74,6 +75,14 @@ class Predictor:
         self.defaults = defaults
         self.functions = functions
         self._context_of = context_of
+
+    @functools.cached_property
+    def memory_bytes(self) -> int:
+        """Parameters and buffers of a torch module; 0 for a model of any other kind."""
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(self.model, torch.nn.Module):
+            return 0
+        return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
 
     def decode(self, call: Call) -> Any:
         """The request's data: `input_fn`'s, or the default's."""

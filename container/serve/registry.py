@@ -137,6 +137,11 @@ class Registry:
             page["nextPageToken"] = str(start + size)
         return json_response(200, page)
 
+    def predictors(self) -> "list[Predictor]":
+        """The models that can be invoked."""
+        with self._changed:
+            return [entry.predictor for entry in self._entries.values() if entry.predictor]
+
     def describe(self, name: str) -> Response:
         """`GET /models/{name}`."""
         with self._changed:

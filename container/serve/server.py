@@ -13,10 +13,11 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
 from container import contract
-from container.serve import failures
+from container.serve import failures, telemetry
 from container.serve.asgi import Door
 from container.serve.handlers import HandlerError, find_program
 from container.serve.health import Health, State
+from container.serve.metrics import Metrics
 from container.serve.plan import (
     Machine,
     PlanError,
@@ -127,6 +128,7 @@ class Gunicorn(BaseApplication):
         self.machine = machine
         self.opt_ml = opt_ml
         self.health = Health(plan.processes)
+        self.metrics = Metrics(2 * plan.processes) if plan.metrics else None  # a row per slot of health
         self.slot = 0
         super().__init__()
 
@@ -165,6 +167,8 @@ class Gunicorn(BaseApplication):
         was = self.health.leave(worker.slot)
         stopping = not arbiter.LISTENERS
         if stopping or was is State.READY:  # a process that has answered is replaced
+            if self.metrics is not None and not stopping:
+                self.metrics.restarted()
             return
         if was is State.LOADING:
             self.health.fail(
@@ -179,7 +183,11 @@ class Gunicorn(BaseApplication):
 
     def load(self) -> Door:
         """The application of one process, which answers `/ping` at once and loads its model beside it."""
-        service = Service(self.plan, self.health, self._registry() if self.plan.multi_model else None)
+        registry = self._registry() if self.plan.multi_model else None
+        service = Service(self.plan, self.health, registry, self.metrics)
+        if self.metrics is not None:
+            self.metrics.enter(self.slot)
+            telemetry.start(service, self.metrics)
         threading.Thread(target=self._load_model, args=(service,), name="load", daemon=True).start()
         return Door(service)
 

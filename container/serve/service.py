@@ -25,6 +25,7 @@ from container.serve.exchange import (
 )
 from container.serve.failures import classify
 from container.serve.health import Health, State
+from container.serve.metrics import INVOKE_MODEL_ROUTE, Metrics
 from container.serve.plan import ServerPlan
 from container.serve.registry import Registry
 
@@ -39,8 +40,12 @@ Done = Callable[[Response], None]
 class Service:
     """Answers requests with the model it was given; until then it says that it is loading."""
 
-    def __init__(self, plan: ServerPlan, health: Health, registry: Registry | None = None) -> None:
+    def __init__(
+        self, plan: ServerPlan, health: Health, registry: Registry | None = None, metrics: Metrics | None = None
+    ) -> None:
         self.plan = plan
+        self.metrics = metrics
+        """Where answers are counted: the doors' business, once for each; None: nowhere."""
         self.health = health
         self.registry = registry
         """The models of a multi-model endpoint; None: one model, at /invocations."""
@@ -65,7 +70,7 @@ class Service:
             return
         body, content_type = warm_up
         request = Request("POST", contract.INVOCATIONS_PATH, {"content-type": content_type}, body)
-        response = self.invoke(request)
+        _, response = self._invoke(request, None)
         if response.status != 200:
             raise RuntimeError(f"the warm-up request was answered with {response.status}: {response.body!r}")
 
@@ -100,6 +105,18 @@ class Service:
 
     def invoke(self, request: Request, model: str | None = None) -> Response:
         """Answer a request, waiting for it; of the model of that name in multi-model mode."""
+        call, response = self._invoke(request, model)
+        self.answered(call, response)
+        return response
+
+    def answered(self, call: Call, response: Response) -> None:
+        """Count an answer; each door calls it once, where the answer leaves the core."""
+        if self.metrics is not None:
+            path = call.request.path
+            route = path if path == contract.INVOCATIONS_PATH else INVOKE_MODEL_ROUTE
+            self.metrics.answered(call, response.status, route)
+
+    def _invoke(self, request: Request, model: str | None) -> tuple[Call, Response]:
         answered = threading.Event()
         answers: list[Response] = []
 
@@ -111,8 +128,8 @@ class Service:
         self.submit(call, model)
         if not answered.wait(self.plan.request_timeout_seconds):
             call.cancelled = True
-            return self.deadline_exceeded(call).response()
-        return answers[0]
+            return call, self.deadline_exceeded(call).response()
+        return call, answers[0]
 
     def submit(self, call: Call, model: str | None = None) -> None:
         """Have a request answered through `call.done`, on this or another thread, exactly once."""
@@ -130,6 +147,16 @@ class Service:
             self._batcher.submit(call)
         except ServeError as error:
             call.answer(error.response())
+
+    def waiting(self) -> int:
+        """Requests that no thread has taken yet."""
+        return self._batcher.waiting()
+
+    def predictors(self) -> "list[Predictor]":
+        """The models that can be invoked."""
+        if self.registry is not None:
+            return self.registry.predictors()
+        return [] if self._predictor is None else [self._predictor]
 
     def should_wait(self) -> bool:
         """Whether this process should not take requests yet: it still loads, and another one answers already."""
@@ -168,24 +195,31 @@ class Service:
     def _decode(self, call: Call) -> Hashable:
         predictor = _predictor_of(call)
         call.data = predictor.decode(call)
+        call.decoded = time.monotonic()
         key = predictor.batch_key(call.data)
         return call if key is None else (predictor, key)
 
     def _predict(self, group: list[Call]) -> None:
+        if self.metrics is not None:
+            self.metrics.batch(len(group))
         if len(group) > 1:
             try:
                 predictions = _predictor_of(group[0]).predict(group)
             except Exception as error:  # which request is at fault shows when each is tried alone
                 logger.warning("a batch of %d failed (%s); trying its requests one by one", len(group), error)
             else:
+                predicted = time.monotonic()
                 for call, prediction in zip(group, predictions, strict=True):
+                    call.predicted = predicted
                     self._attempt(call, self._encode, prediction)
                 return
         for call in group:
             self._attempt(call, self._predict_alone)
 
     def _predict_alone(self, call: Call) -> None:
-        self._encode(call, _predictor_of(call).predict([call])[0])
+        prediction = _predictor_of(call).predict([call])[0]
+        call.predicted = time.monotonic()
+        self._encode(call, prediction)
 
     def _encode(self, call: Call, prediction: Any) -> None:
         call.answer(_predictor_of(call).encode(prediction, call))

@@ -23,6 +23,7 @@ from container.serve.app import create_app
 from container.serve.asgi import Door
 from container.serve.health import Health, State
 from container.serve.load import load_isolated, place_of, serve_model
+from container.serve.metrics import Metrics
 from container.serve.plan import Machine, plan_server
 from container.serve.predictor import load_predictor
 from container.serve.registry import Registry
@@ -111,7 +112,7 @@ def open_door(request):
     def opened(model_dir, environ=None, machine=MACHINE):
         plan = plan_server(machine, environ or {}, 0)
         health = Health(1)
-        service = Service(plan, health)
+        service = Service(plan, health, metrics=Metrics(1) if plan.metrics else None)
         slot = health.claim()
         if model_dir is not None:
             service.serve(load_predictor(model_dir, environ or {}, place_of(plan, "cpu")))
@@ -138,7 +139,7 @@ def open_models(request, tmp_path):
             registry = Registry(
                 self.base, lambda directory: load_isolated(directory, "cpu", {}, plan), plan.model_memory_bytes
             )
-            self.service = Service(plan, health, registry)
+            self.service = Service(plan, health, registry, Metrics(1))
             serve_model(self.service, self.base, "cpu", {})
             health.mark(health.claim(), State.READY)
             return door(self.service)

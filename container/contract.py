@@ -146,6 +146,9 @@ MASTER_PORT_VARIABLE = "SLIPWAY_MASTER_PORT"
 MAX_RUNTIME_SECONDS = "SLIPWAY_MAX_RUNTIME_SECONDS"  # StoppingCondition.MaxRuntimeInSeconds, which SageMaker hides
 REQUIRE_MODEL = "SLIPWAY_REQUIRE_MODEL"  # "true": a job whose script leaves no model fails
 PEER_TIMEOUT_SECONDS_VARIABLE = "SLIPWAY_PEER_TIMEOUT_SECONDS"  # how long a training host waits for the others
+HOST_LOST_SECONDS_VARIABLE = "SLIPWAY_HOST_LOST_SECONDS"  # silence after which a training host counts as dead
+STOP_SECONDS_VARIABLE = "SLIPWAY_STOP_SECONDS"  # that ranks have between SIGTERM and our SIGKILL
+LINGER_SECONDS_VARIABLE = "SLIPWAY_LINGER_SECONDS"  # that a host which is done waits for the others
 RUNTIME_DIR_VARIABLE = "SLIPWAY_RUNTIME_DIR"  # where a host's launcher and its ranks meet: pids, errors, stop request
 SM_PREFIX = "SM_"  # of the variables that user scripts read; the toolkits derive them from /opt/ml, and so do we
 
@@ -242,6 +245,7 @@ SERVING_STOP_SECONDS = 30
 HYPERPARAMETER_LIMITS = {"count": 100, "name": 256, "value": 2500}
 FIRST_HOST = "algo-1"
 HOMOGENEOUS_GROUP = "homogeneousCluster"  # the one instance group of a job that names none
+HOST_LOST_SECONDS = 60
 PEER_TIMEOUT_SECONDS = 900  # what AWS's own images wait for the other hosts' names
 
 

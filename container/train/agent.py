@@ -11,12 +11,14 @@ import sys
 import time
 from typing import Any
 
+import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from container import contract
 from container.train import failure, peers
+from container.train.heartbeat import DONE, Heartbeat, Place
 from container.train.runtime import Runtime, end_with_parent
 
 AGENT_RANK = -1  # in error records: torchrun itself
@@ -34,6 +36,27 @@ def main(argv: list[str]) -> int:
     runtime = Runtime.from_env()
     assert runtime is not None  # the launcher sets it
     arguments = parse_args(argv)
+    heartbeat = start_heartbeat(arguments, runtime)
+    code = _run_torchrun(arguments, runtime, heartbeat)
+    if heartbeat is not None:
+        heartbeat.goodbye(DONE if code == 0 else f"ended with {code}")
+    return code
+
+
+def start_heartbeat(arguments: argparse.Namespace, runtime: Runtime) -> Heartbeat | None:
+    """Signs of life; None where nobody would listen, since there is one rank."""
+    place = Place(runtime.read("launch.json")["hosts"], arguments.node_rank, int(arguments.nproc_per_node))
+    if len(place.hosts) * place.ranks_per_host == 1:
+        return None
+    lost = float(os.environ.get(contract.HOST_LOST_SECONDS_VARIABLE) or contract.HOST_LOST_SECONDS)
+
+    def connect(timeout_seconds: float) -> dist.Store:
+        return peers.connect(arguments.master_addr, arguments.master_port, timeout_seconds)
+
+    return Heartbeat(place, runtime, connect, lost)
+
+
+def _run_torchrun(arguments: argparse.Namespace, runtime: Runtime, heartbeat: Heartbeat | None) -> int:
     try:
         run(arguments)
     except ChildFailedError as error:
@@ -42,8 +65,8 @@ def main(argv: list[str]) -> int:
             for rank, end in error.failures.items()
         ]
         runtime.write(VERDICT_FILE, ends)
-        if int(arguments.nnodes) > 1:
-            _tell_other_hosts(arguments, runtime, ends)
+        if heartbeat is not None and int(arguments.nnodes) > 1:
+            _agree_on_cause(arguments, runtime, ends, heartbeat)
         return 1
     except SignalException as error:
         return 128 + int(error.sigval)
@@ -54,17 +77,24 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _tell_other_hosts(arguments: argparse.Namespace, runtime: Runtime, ends: list[dict[str, Any]]) -> None:
-    """Ranks tell why they failed themselves, unless a signal ended them."""
-    told = {error.rank for error in failure.recorded(runtime.directory)}
+def _agree_on_cause(
+    arguments: argparse.Namespace, runtime: Runtime, ends: list[dict[str, Any]], heartbeat: Heartbeat
+) -> None:
+    """Tell the other hosts why this one has failed, or learn it from them where there are only echoes here."""
+    recorded = failure.recorded(runtime.directory)
+    told = {error.rank for error in recorded}
     host = os.environ[contract.sm_variable("current_host")]
-    deaths = [
+    deaths = [  # ranks tell why they failed themselves, unless a signal ended them
         failure.RankError(end["rank"], host, end["time"], "", "", exit_code=end["exit_code"])
         for end in ends
         if end["rank"] not in told
     ]
-    cause = failure.first_cause(deaths)
-    if cause is not None:
+    cause = failure.first_cause([*recorded, *deaths])
+    if cause is not None and cause.is_secondary and not runtime.stop_requested:
+        learned = heartbeat.await_cause()
+        if learned is not None:
+            failure.record(runtime.directory, learned)
+    elif cause is not None:
         with contextlib.suppress(Exception):  # the first host, which serves the store, may have ended before
             peers.publish(peers.connect(arguments.master_addr, arguments.master_port, 5.0), cause)
     if arguments.node_rank == 0:

@@ -29,6 +29,10 @@ _SECONDARY_SIGNALS = frozenset({signal.SIGTERM})
 _SHARED_MEMORY_HINT = "shared memory is too small: lower num_workers (0 needs none)"
 # Pattern of type and message -> what to do. The first that matches counts.
 _HINTS = {
+    r"^HostLost": (
+        "its instance or container was killed: a spot interruption, a fault, no memory left? See the end of its log; "
+        "with checkpoints a retry goes on from the last one"
+    ),
     r"CUDA out of memory|CUDA error: out of memory": "lower batch_size, or use an instance with more GPU memory",
     r"bus error|shared memory|/dev/shm": _SHARED_MEMORY_HINT,
     r"No space left on device|disk quota": "the volume is full: raise VolumeSizeInGB, or keep fewer checkpoints",
@@ -43,6 +47,10 @@ _HINTS = {
     r"Can't pickle|cannot pickle": "DataLoader workers need top-level functions; num_workers=0 needs none",
 }
 _SIGNAL_HINTS = {
+    r"^HostLost": (
+        "its instance or container was killed: a spot interruption, a fault, no memory left? See the end of its log; "
+        "with checkpoints a retry goes on from the last one"
+    ),
     signal.SIGKILL: "out of memory? lower batch_size or num_workers, or use an instance with more memory",
     signal.SIGSEGV: "a native library crashed; the log has the Python stack of each thread",
     signal.SIGBUS: _SHARED_MEMORY_HINT,

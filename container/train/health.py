@@ -3,12 +3,16 @@
 import faulthandler
 import logging
 import math
+import os
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
+
+from container.train.progress import Position, ProgressBoard
+from container.train.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +63,13 @@ class Health:
         self._waited = 0.0
         self._said: set[str] = set()
         self._over = threading.Event()
+        self._board: ProgressBoard | None = None
 
     def __enter__(self) -> "Health":
         self._last_step = self._began = time.monotonic()
+        runtime = Runtime.from_env()
+        if runtime is not None and "LOCAL_RANK" in os.environ:
+            self._board = ProgressBoard(runtime, int(os.environ["LOCAL_RANK"]))
         if self.rules["stalled"] != "off":
             threading.Thread(target=self._watch, name="health", daemon=True).start()
         return self
@@ -78,6 +86,7 @@ class Health:
         self._steps += 1
         self._waited += waited_seconds
         self._last_step = time.monotonic()
+        self._show()
 
     def loss(self, value: float) -> None:
         """Judge a loss.
@@ -95,6 +104,11 @@ class Health:
             )
         else:
             self._lowest = min(self._lowest, value)
+
+    def _show(self, stalled: bool = False) -> None:
+        """For the hosts' agents, which know who is late."""
+        if self._board is not None:
+            self._board.show(Position(self._steps, self._last_step, stalled))
 
     def _judge_waiting(self) -> None:
         seconds = time.monotonic() - self._began
@@ -121,6 +135,7 @@ class Health:
             quiet = time.monotonic() - self._last_step
             if quiet < self.stall_seconds or "stalled" in self._said:
                 continue
+            self._show(stalled=True)
             stacks = python_stacks()
             try:
                 self._report("stalled", f"no step for {quiet:.0f} s, {self._steps} before; Python stacks follow")

@@ -4,28 +4,20 @@ Before the program: that all of them are there and that a collective goes throug
 host ends with the cause and not with its echo.
 """
 
-import atexit
 import dataclasses
-import faulthandler
 import json
 import os
 import sys
-import threading
 import time
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from container.train import failure
 from container.train.failure import RankError
-from container.train.runtime import Runtime
 
 CHECK_SECONDS = 300.0  # all hosts have found each other before; what is left is importing torch
-WATCH_SECONDS = 1.0
-FAREWELL_SECONDS = 5.0  # for a rank to end with its own error after another host's has been told
 FAILURE_KEY = "failure"
-PEER_FAILED = 143  # as if ended by torchrun's SIGTERM
 
 
 class PeersUnreachable(Exception):
@@ -38,9 +30,9 @@ def connect(address: str, port: int, timeout_seconds: float = CHECK_SECONDS) -> 
     return dist.PrefixStore("slipway", store)
 
 
-def connect_rank() -> dist.Store:
+def connect_rank(timeout_seconds: float = CHECK_SECONDS) -> dist.Store:
     """The store of the job this rank belongs to."""
-    return connect(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    return connect(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout_seconds)
 
 
 def check(store: dist.Store, rank: int, hosts: list[str], timeout_seconds: float = CHECK_SECONDS) -> None:
@@ -91,43 +83,3 @@ def published(store: dist.Store) -> RankError | None:
     if not store.check([FAILURE_KEY]):
         return None
     return RankError(**json.loads(store.get(FAILURE_KEY)))
-
-
-def learn_cause(store: dist.Store, runtime: Runtime, wait_seconds: float = 2.0) -> None:
-    """Called by a rank that failed with an echo: record the cause beside it, once it has been told."""
-    deadline = time.monotonic() + wait_seconds
-    while time.monotonic() < deadline:
-        cause = published(store)
-        if cause is not None:
-            failure.record(runtime.directory, cause)
-            return
-        time.sleep(0.1)
-
-
-def watch(store: dist.Store, runtime: Runtime, rank: int) -> None:
-    """Start a thread that ends this rank soon after a rank of another host has failed, whatever it is waiting for."""
-    over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(store, runtime, rank, over), name="peers", daemon=True)
-    thread.start()
-
-    def end() -> None:
-        over.set()
-        thread.join(WATCH_SECONDS)  # a thread inside the store's C++ would abort the interpreter's shutdown
-
-    atexit.register(end)
-
-
-def _watch(store: dist.Store, runtime: Runtime, rank: int, over: threading.Event) -> None:
-    try:
-        while (cause := published(store)) is None:
-            if over.wait(WATCH_SECONDS):
-                return
-    except (dist.DistError, RuntimeError):
-        return  # the first host has ended: well, or its ranks' own errors will say
-    if cause.rank == rank:
-        return
-    failure.record(runtime.directory, cause)
-    time.sleep(FAREWELL_SECONDS)
-    with runtime.stack_file(rank).open("a") as stacks:
-        faulthandler.dump_traceback(stacks, all_threads=True)
-    os._exit(PEER_FAILED)

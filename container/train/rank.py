@@ -22,6 +22,7 @@ from container.train import failure
 from container.train.runtime import Runtime, end_with_parent
 
 EXIT_SECONDS = 20.0  # for a failed rank's atexit handlers and threads; then it is ended, so that the job can end
+STORE_SECONDS = 5.0  # to reach the first host, which may be the one that died
 PROGRESS_SECONDS = 10.0  # a progress bar's line in the log
 STOPPED = 128 + signal.SIGTERM
 
@@ -129,21 +130,15 @@ def _meet_other_hosts(runtime: Runtime) -> None:
 
     rank, local_world_size = int(os.environ["RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     hosts = [host for host in runtime.read("launch.json")["hosts"] for _ in range(local_world_size)]
-    store = peers.connect_rank()
     if len(hosts) == int(os.environ["WORLD_SIZE"]):  # else hosts differ in GPUs, and who has which rank is torchrun's
-        peers.check(store, rank, hosts)
-    peers.watch(store, runtime, rank)
+        peers.check(peers.connect_rank(), rank, hosts)
 
 
-def _tell_other_hosts(runtime: Runtime, record: failure.RankError) -> None:
+def _tell_other_hosts(record: failure.RankError) -> None:
     from container.train import peers
 
     with contextlib.suppress(Exception):  # the first host may be gone; this host's own error stands in any case
-        store = peers.connect_rank()
-        if record.is_secondary:
-            peers.learn_cause(store, runtime)
-        else:
-            peers.publish(store, record)
+        peers.publish(peers.connect_rank(STORE_SECONDS), record)
 
 
 def _host() -> str:
@@ -156,8 +151,8 @@ def _fail(runtime: Runtime, error: BaseException) -> int:
         # argparse, for one, prints what is wrong and exits with 2
         record = dataclasses.replace(record, message=f"{record.message}; last words: {sys.stderr.last_line}")
     failure.record(runtime.directory, record)
-    if int(os.environ["GROUP_WORLD_SIZE"]) > 1:
-        _tell_other_hosts(runtime, record)
+    if int(os.environ["GROUP_WORLD_SIZE"]) > 1 and not record.is_secondary:
+        _tell_other_hosts(record)
     traceback.print_exception(error)
     sys.stderr.flush()
     deadline = threading.Timer(EXIT_SECONDS, os._exit, (record.exit_code,))

@@ -7,7 +7,6 @@ import torch.distributed as dist
 
 from container.train import peers
 from container.train.failure import RankError
-from container.train.runtime import Runtime
 
 
 @pytest.fixture
@@ -47,10 +46,3 @@ def test_the_first_failure_told_is_believed_and_an_echo_is_not_told(store):
     peers.publish(store, failed())
     peers.publish(store, failed(message="later"))
     assert peers.published(store) == failed()
-
-
-def test_a_rank_that_failed_with_an_echo_learns_the_cause(store, tmp_path):
-    peers.publish(store, failed())
-    peers.learn_cause(store, Runtime(tmp_path))
-    assert (tmp_path / "error-1.json").exists()
-    peers.learn_cause(dist.HashStore(), Runtime(tmp_path), wait_seconds=0.1)  # nobody tells: it gives up

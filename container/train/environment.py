@@ -147,10 +147,16 @@ def read_environment(opt_ml: OptMl, environ: Mapping[str, str]) -> TrainingEnvir
 def training_environment() -> TrainingEnvironment:
     """The environment of the job this process belongs to: for a user's script.
 
+    Where there is no job, because somebody runs the script by itself, it is one of a single host without settings.
+
     Raises:
         ConfigError: see `read_environment`.
     """
-    return read_environment(OptMl.from_env(), os.environ)
+    opt_ml = OptMl.from_env()
+    if opt_ml.resource_config.parent.is_dir():
+        return read_environment(opt_ml, os.environ)
+    alone = {"current_host": "algo-1", "hosts": ["algo-1"]}
+    return TrainingEnvironment(opt_ml, {}, {}, {}, alone, None, count_gpus(), os.cpu_count() or 1)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

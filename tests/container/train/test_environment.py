@@ -7,12 +7,13 @@ import sys
 
 import pytest
 
-from container.contract import OptMl
+from container.contract import BASE_DIR_VARIABLE, OptMl
 from container.train.environment import (
     ConfigError,
     masked,
     read_environment,
     sm_variables,
+    training_environment,
     usable_cores,
     user_arguments,
 )
@@ -143,6 +144,17 @@ def test_a_resourceconfig_without_its_two_keys_is_an_error_that_shows_the_least(
     del resources[missing]
     with pytest.raises(ConfigError, match=f"no '{missing}'"):
         read_environment(write_opt_ml(resources=resources), {})
+
+
+def test_a_script_that_is_run_by_itself_has_an_environment_of_one_host(tmp_path, monkeypatch):
+    monkeypatch.setenv(BASE_DIR_VARIABLE, str(tmp_path))
+    environment = training_environment()
+    assert (environment.hosts, environment.is_training_host) == (("algo-1",), True)
+    assert (environment.hyperparameters, environment.channels, environment.job_name) == ({}, {}, None)
+    assert environment.checkpoint_dir is None
+    (tmp_path / "input/config").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="resourceconfig.json has no 'current_host'"):
+        training_environment()
 
 
 def test_the_golden_sample_of_sm_variables(write_opt_ml):

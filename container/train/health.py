@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 
-from container.train.progress import Position, ProgressBoard
+from container.train.position import Position, ProgressBoard
 from container.train.runtime import Runtime
 
 logger = logging.getLogger(__name__)

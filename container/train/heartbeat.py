@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from container.train import failure, peers
 from container.train.failure import RankError
-from container.train.progress import positions
+from container.train.position import positions
 from container.train.runtime import Runtime
 
 BEAT_SECONDS = 1.0

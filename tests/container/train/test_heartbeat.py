@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from container.train import heartbeat
 from container.train.heartbeat import Heartbeat, Place
-from container.train.progress import Position, ProgressBoard
+from container.train.position import Position, ProgressBoard
 from container.train.runtime import Runtime
 
 TRAIN = """

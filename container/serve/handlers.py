@@ -6,27 +6,23 @@ place of the last three; each may take `context` as well. `pre_model_fn(model_di
 `model_warmup_fn(model_dir, model)` run around loading.
 """
 
-import importlib
 import importlib.util
 import inspect
 import logging
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from container import contract
+from container.serve.modules import MODULE_PREFIX, PrivateModules
 from container.serve.sessions import Session
 
 logger = logging.getLogger(__name__)
 
-_IMPORT_LOCK = threading.RLock()
 DEFAULT_PROGRAM = "inference.py"
-MODULE_PREFIX = "slipway_user_"  # the user's file never takes the name of a package it wants to import
 ARGUMENTS = {
     "pre_model_fn": ("model_dir",),
     "model_fn": ("model_dir",),
@@ -134,15 +130,15 @@ def find_program(model_dir: Path, environ: Mapping[str, str]) -> Path | None:
     return None
 
 
-def load_functions(path: Path) -> UserFunctions:
-    """Import the user's file and settle each function's signature.
+def load_functions(path: Path, modules: PrivateModules | None = None) -> UserFunctions:
+    """Import the user's file, as one of `modules` where there are several models, and settle each signature.
 
     Raises:
         HandlerError: none of the functions is there, `transform_fn` stands beside one it replaces, or a signature
             does not fit.
         Exception: whatever the file raises while it is imported.
     """
-    module = _import(path)
+    module = modules.load(path) if modules else _import(path)
     functions = {
         name: _with_context(getattr(module, name), name, path)
         for name in ARGUMENTS
@@ -168,26 +164,6 @@ def _import(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look their module up here
     spec.loader.exec_module(module)
     return module
-
-
-@contextmanager
-def private_modules(directory: Path) -> Iterator[None]:
-    """While this lasts, imports from `directory` work; afterwards nothing of them is left for others to find.
-
-    Several models in one process may each have a `utils.py`. Each keeps the modules it imported at the top of its
-    files; an import inside a function, made later, does not find them.
-    """
-    with _IMPORT_LOCK:
-        path, known = list(sys.path), set(sys.modules)
-        try:
-            yield
-        finally:
-            sys.path[:] = path
-            for name in set(sys.modules) - known:
-                origin = getattr(sys.modules[name], "__file__", None) or ""
-                if name.startswith(MODULE_PREFIX) or Path(origin).is_relative_to(directory):
-                    del sys.modules[name]
-            importlib.invalidate_caches()
 
 
 def _with_context(function: Any, name: str, path: Path) -> Handler:

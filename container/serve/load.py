@@ -1,18 +1,22 @@
 """Loads the model into a service. Its own module because it imports numpy and may import torch, which takes seconds."""
 
+import dataclasses
 import gc
 import importlib
 import logging
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
 from container import contract
 from container.serve.call import Call
 from container.serve.exchange import Request
-from container.serve.handlers import private_modules
+from container.serve.handlers import find_program
+from container.serve.modules import PrivateModules
 from container.serve.plan import ServerPlan
 from container.serve.predictor import Place, Predictor, load_predictor
+from container.serve.requirements import check_requirements
 from container.serve.service import Service
 from container.serve.sessions import SessionStore
 
@@ -32,6 +36,7 @@ def serve_model(service: Service, model_dir: Path, device: str, environ: Mapping
     if service.registry is not None:
         importlib.import_module("container.serve.classifier")  # and torch with it: no caller should wait for that
         service.serve_registry()
+        _leave_out_of_collection()
         logger.info("ready: no model loaded yet, imports took %.1f s", time.monotonic() - began)
         return None
     predictor = load_predictor(model_dir, environ, place_of(plan, device))
@@ -51,10 +56,21 @@ def place_of(plan: ServerPlan, device: str) -> Place:
 
 
 def load_isolated(model_dir: Path, device: str, environ: Mapping[str, str], plan: ServerPlan) -> Predictor:
-    """One of several models of a process: its modules are its own, whatever the others call theirs."""
+    """One of several models of a process: its modules are its own, whatever the others call theirs.
+
+    Raises:
+        RequirementsError: its code asks for packages that are not there; nothing can be installed for one model alone.
+        Exception: as `load_predictor`.
+    """
     environ = {name: value for name, value in environ.items() if name != contract.SUBMIT_DIRECTORY}
-    with private_modules(model_dir / "code"):
-        predictor = load_predictor(model_dir, environ, place_of(plan, device))
+    program = find_program(model_dir, environ)
+    modules = PrivateModules(program.parent if program else model_dir / "code")
+    if program:
+        check_requirements(program.parent)
+    place = dataclasses.replace(place_of(plan, device), modules=modules)
+    with modules.visible():
+        predictor = load_predictor(model_dir, environ, place)
+    weakref.finalize(predictor, modules.forget)
     if (warm_up := predictor.warm_up()) is not None:
         body, content_type = warm_up
         call = Call(
@@ -73,6 +89,6 @@ def tune(predictor: Predictor) -> None:
 
 
 def _leave_out_of_collection() -> None:
-    """What torch and the model allocated lives for ever: scanning it again costs 0.1 s now and then."""
+    """What lives for ever now, torch and the one model, is never scanned again: that costs 0.1 s each time."""
     gc.collect()
     gc.freeze()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from container import contract
+from container.serve.memory import limit_of_cgroup
 
 GIB = 1024**3
 KEEP_ALIVE_SECONDS = 75  # longer than the 60 to 65 s a platform proxy may keep an idle connection for reuse
@@ -158,7 +159,7 @@ def read_machine() -> Machine:
     """Look at the cores, the memory, the GPUs and the file system this container has."""
     return Machine(
         cores=usable_cores(len(os.sched_getaffinity(0)), _cpu_max()),
-        memory_bytes=usable_memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _memory_max()),
+        memory_bytes=usable_memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), limit_of_cgroup()),
         gpus=_visible_gpus(os.environ),
         shm_writable=os.access("/dev/shm", os.W_OK | os.X_OK),
     )
@@ -177,25 +178,11 @@ def usable_memory(total: int, memory_max: str) -> int:
     return min(total, int(memory_max)) if memory_max.isdecimal() else total
 
 
-def available_memory() -> int:
-    """Bytes that can still be taken: by the machine's account and by the cgroup's, whichever is less."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    limit, used = _memory_max(), _read(Path("/sys/fs/cgroup/memory.current"))
-    if limit.isdecimal() and used.isdecimal():
-        available = min(available, int(limit) - int(used))
-    return available
-
-
 def _cpu_max() -> str:
     """The cgroup's CPU quota in version 2's form; hosts with Amazon Linux 2 still mount version 1."""
     version_1 = Path("/sys/fs/cgroup/cpu")
     quota, period = _read(version_1 / "cpu.cfs_quota_us"), _read(version_1 / "cpu.cfs_period_us")
     return _read(Path("/sys/fs/cgroup/cpu.max")) or f"{quota} {period}"
-
-
-def _memory_max() -> str:
-    return _read(Path("/sys/fs/cgroup/memory.max")) or _read(Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def _read(path: Path) -> str:

@@ -18,6 +18,7 @@ from container.serve.array_model import ArrayModel
 from container.serve.call import Call
 from container.serve.exchange import HandlerFailed, Request, Response, ServeError
 from container.serve.handlers import Context, HandlerError, UserFunctions, find_program, load_functions
+from container.serve.modules import PrivateModules
 from container.serve.plan import RECORD_PLACEHOLDERS, is_true
 from container.serve.sessions import SessionStore, closed_headers, opened_headers
 
@@ -57,6 +58,8 @@ class Place:
     """The answer's media type where the caller names none."""
     torch_threads: int
     sessions: SessionStore
+    modules: PrivateModules | None = None
+    """Where the user's files are imported to, where other models of this process have theirs."""
 
 
 class Predictor:
@@ -178,7 +181,7 @@ def load_predictor(model_dir: Path, environ: Mapping[str, str], place: Place) ->
         return Context(request.headers, str(model_dir), device, session)
 
     program = find_program(model_dir, environ)
-    functions = load_functions(program) if program else NO_FUNCTIONS
+    functions = load_functions(program, place.modules) if program else NO_FUNCTIONS
     built_in = not functions.model_fn and (model_dir / SIGNATURE_FILE).is_file()
     if built_in:
         from container.serve.classifier import ImageClassifier  # imports torch

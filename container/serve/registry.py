@@ -4,10 +4,8 @@ One registry, in one process: a model loaded through one connection is there for
 Contract for Multi-Model Endpoints"). A name is opaque; it is the key and nothing else.
 """
 
-import ctypes
-import gc
+import itertools
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from container.serve import memory
 from container.serve.exchange import (
     BadRequest,
     Conflict,
@@ -27,7 +26,8 @@ from container.serve.exchange import (
     json_response,
 )
 from container.serve.failures import classify, describe
-from container.serve.plan import MODEL_COPIES, artifact_size, available_memory
+from container.serve.plan import artifact_size
+from container.serve.requirements import RequirementsError
 
 if TYPE_CHECKING:  # it may import torch, and the server answers before that is done
     from container.serve.predictor import Predictor
@@ -45,6 +45,8 @@ class Entry:
     """One model the platform has asked for."""
 
     url: str
+    number: int
+    """Of this load among all: where a page of the list ends."""
     predictor: "Predictor | None" = None
     """None while it loads: then it is not yet there for anybody but the next load, which gets 409."""
     calls: int = 0
@@ -52,7 +54,11 @@ class Entry:
 
 
 class Registry:
-    """Name -> model. `load_predictor` turns a directory into a predictor; `base` is what every url lies below."""
+    """Name -> model. `load_predictor` turns a directory into a predictor; `base` is what every url lies below.
+
+    Memory is measured, not guessed: what this process has taken since its first load against `memory_bytes`, and what
+    the machine and the cgroup have left. A load past either is a 507, and the platform unloads others.
+    """
 
     def __init__(self, base: Path, load_predictor: Callable[[Path], "Predictor"], memory_bytes: int | None) -> None:
         self._base = base
@@ -60,6 +66,9 @@ class Registry:
         self._memory_bytes = memory_bytes
         self._entries: dict[str, Entry] = {}
         self._changed = threading.Condition()
+        self._numbers = itertools.count(1)
+        self._one_load = threading.Lock()  # so that what the process grows by is this model's
+        self._held_without_models: int | None = None
 
     def load(self, request: Request) -> Response:
         """`POST /models`: answers once the model can serve.
@@ -71,23 +80,44 @@ class Registry:
             HandlerFailed: the model or its code is broken; nothing stays behind.
         """
         name, directory, url = self._read_load(request)
-        entry = Entry(url)
+        entry = Entry(url, next(self._numbers))
         with self._changed:
             if name in self._entries:
                 raise Conflict(f"model {name!r} is loaded already")
             self._entries[name] = entry
         try:
-            self._check_memory(directory)
-            began = time.monotonic()
-            predictor = self._load_predictor(directory)
+            with self._one_load:
+                began = time.monotonic()
+                entry.predictor, grown = self._load_measured(directory)
         except BaseException as error:
-            with self._changed:
-                del self._entries[name]
-            raise self._load_failed(name, error) from None
+            refusal = _load_failed(name, error)
+        else:
+            seconds = time.monotonic() - began
+            logger.info("model %s loaded from %s in %.2f s, %.1f MB", name, url, seconds, grown / 1e6)
+            return json_response(200, {"status": f"model {name} loaded"})
         with self._changed:
-            entry.predictor = predictor
-        logger.info("model %s loaded from %s in %.2f s", name, url, time.monotonic() - began)
-        return json_response(200, {"status": f"model {name} loaded"})
+            del self._entries[name]
+        memory.give_back()  # out here the error and what its frames held of the model are gone
+        raise refusal
+
+    def _load_measured(self, directory: Path) -> "tuple[Predictor, int]":
+        """The model, and the bytes by which this process grew."""
+        before = memory.held()
+        if self._held_without_models is None:
+            self._held_without_models = before
+        free = int(memory.available() * (1 - RESERVE))
+        budget = free if self._memory_bytes is None else self._memory_bytes - before + self._held_without_models
+        need = artifact_size(directory)
+        if need > min(free, budget):
+            raise OutOfMemory(
+                f"the model needs about {need / 1e6:.0f} MB and {min(free, budget) / 1e6:.0f} MB are free"
+            )
+        memory.bound_growth(free)
+        predictor = self._load_predictor(directory)
+        grown = memory.held() - before
+        if grown > budget:
+            raise OutOfMemory(f"the model took {grown / 1e6:.0f} MB and {budget / 1e6:.0f} MB were free")
+        return predictor, max(0, grown)
 
     def _read_load(self, request: Request) -> tuple[str, Path, str]:
         from container.serve.codec import decode_json  # numpy: after the socket answers
@@ -104,37 +134,19 @@ class Registry:
             raise BadRequest(f"url {url[:200]!r} is no directory")
         return name, Path(url), url
 
-    def _check_memory(self, directory: Path) -> None:
-        need = artifact_size(directory) * MODEL_COPIES
-        free = available_memory() * (1 - RESERVE)
-        if self._memory_bytes is not None:
-            with self._changed:
-                held = sum(artifact_size(Path(entry.url)) for entry in self._entries.values() if entry.predictor)
-            free = min(free, self._memory_bytes - held * MODEL_COPIES)
-        if need > free:
-            raise OutOfMemory(f"the model needs about {need / 1e6:.0f} MB and {free / 1e6:.0f} MB are free")
-
-    def _load_failed(self, name: str, error: BaseException) -> ServeError:
-        _release()
-        if isinstance(error, ServeError):
-            return error
-        logger.error("model %s: %s", name, describe(error), exc_info=error)
-        cause, fix = classify(error)
-        if cause == "out-of-memory":
-            return OutOfMemory("memory ran out while the model was loaded")
-        return HandlerFailed(f"the model cannot be loaded [{cause}]; {fix}; the log says where")
-
     def names(self, limit: str | None, token: str | None) -> Response:
         """`GET /models`: a page of them, in the order they were loaded, and the token of the next page."""
         size = int(limit) if limit and limit.isdecimal() and 1 <= int(limit) <= PAGE else PAGE
-        start = int(token) if token and token.isdecimal() else 0
+        after = int(token) if token and token.isdecimal() else 0
         with self._changed:
-            loaded = [(name, entry.url) for name, entry in self._entries.items() if entry.predictor]
-        page: dict[str, Any] = {
-            "models": [{"modelName": name, "modelUrl": url} for name, url in loaded[start : start + size]]
-        }
-        if start + size < len(loaded):
-            page["nextPageToken"] = str(start + size)
+            loaded = [
+                (entry.number, {"modelName": name, "modelUrl": entry.url})
+                for name, entry in self._entries.items()
+                if entry.predictor and entry.number > after
+            ]
+        page: dict[str, Any] = {"models": [described for _, described in loaded[:size]]}
+        if len(loaded) > size:
+            page["nextPageToken"] = str(loaded[size - 1][0])  # a model unloaded meanwhile moves no other one
         return json_response(200, page)
 
     def predictors(self) -> "list[Predictor]":
@@ -154,7 +166,8 @@ class Registry:
             del self._entries[name]
             self._changed.wait_for(lambda: entry.calls == 0, UNLOAD_SECONDS)
             entry.predictor = None
-        _release()
+        memory.give_back()
+        memory.bound_growth(int(memory.available() * (1 - RESERVE)))
         logger.info("model %s unloaded", name)
         return json_response(200, {"status": f"model {name} unloaded"})
 
@@ -182,10 +195,14 @@ class Registry:
         return entry
 
 
-def _release() -> None:
-    """Give the memory of what nobody holds any more back to the system, so that the platform sees it."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    ctypes.CDLL(None).malloc_trim(0)
+def _load_failed(name: str, error: BaseException) -> ServeError:
+    """The answer to a load that failed; the log has the rest."""
+    if isinstance(error, ServeError):
+        return error.with_traceback(None)
+    logger.error("model %s: %s", name, describe(error), exc_info=error)
+    cause, fix = classify(error)
+    if cause == "out-of-memory":
+        return OutOfMemory("memory ran out while the model was loaded")
+    if isinstance(error, RequirementsError):
+        return BadRequest(f"the model cannot be loaded [{cause}]: {error}; {fix}")
+    return HandlerFailed(f"the model cannot be loaded [{cause}]; {fix}; the log says where")

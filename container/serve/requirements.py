@@ -86,6 +86,18 @@ def install_requirements(code_dir: Path, environ: Mapping[str, str]) -> Path | N
     return target
 
 
+def check_requirements(code_dir: Path) -> None:
+    """See that `code_dir/requirements.txt` is satisfied as things are.
+
+    Raises:
+        RequirementsError: it is not.
+    """
+    path = code_dir / REQUIREMENTS_FILE
+    lacking = missing(path.read_text()) if path.is_file() else []
+    if lacking:
+        raise RequirementsError(f"{path.name} asks for {', '.join(lacking[:8])}, which this image does not have")
+
+
 def put_on_path(target: Path) -> None:
     """Let this process, and what it starts, import from `target`, after the image's own packages."""
     sys.path.append(str(target))

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -157,7 +158,9 @@ def open_models(request, tmp_path):
 
     self = Models()
     self.base.mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
     yield self
+    resource.setrlimit(resource.RLIMIT_DATA, limits)  # each load sets it to what is free then
     if self.service:
         self.service.stop()
 

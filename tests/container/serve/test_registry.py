@@ -1,8 +1,12 @@
 """The multi-model contract, through both doors."""
 
+import gc
 import json
+import linecache
+import re
 import shutil
 import sys
+import textwrap
 import threading
 import time
 from urllib.parse import quote
@@ -10,7 +14,9 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
+from container.serve import memory
 from container.serve import registry as registry_module
+from container.serve.exchange import Request
 
 JSON = {"Content-Type": "application/json"}
 ECHO = "def predict_fn(data, model): return ['echo', data]"
@@ -77,14 +83,27 @@ def test_c118_out_of_memory_in_a_load_is_507_and_leaves_nothing(door, open_model
 
 
 def test_c118_a_model_over_the_memory_budget_is_507_before_it_is_loaded(open_models, kind):
-    door = open_models.open(kind, SLIPWAY_MODEL_MEMORY_BYTES="10000")
-    first = open_models.write("first", ECHO)
+    door = open_models.open(kind, SLIPWAY_MODEL_MEMORY_BYTES="50000000")
+    assert door.request("POST", "/models", open_models.write("first", ECHO), JSON).status == 200
     second = open_models.write("second", "raise SystemExit('loaded')")
-    (open_models.base / "second" / "model" / "weights").write_bytes(bytes(4000))
-    assert door.request("POST", "/models", first, JSON).status == 200
+    with (open_models.base / "second" / "model" / "weights").open("wb") as weights:
+        weights.truncate(60_000_000)
     answer = door.request("POST", "/models", second, JSON)
     assert answer.status == 507
-    assert "are free" in json.loads(answer.body)["error"]
+    assert "the model needs about 60 MB" in json.loads(answer.body)["error"]
+
+
+def test_c118_a_model_that_grows_past_the_budget_is_507_and_gives_its_memory_back(open_models, kind):
+    door = open_models.open(kind, SLIPWAY_MODEL_MEMORY_BYTES="50000000")
+    assert door.request("POST", "/models", open_models.write("small", ECHO), JSON).status == 200
+    body = open_models.write("grows", "def model_fn(model_dir): return b'x' * 100_000_000\n" + ECHO)
+    before = memory.held()
+    answer = door.request("POST", "/models", body, JSON)
+    assert answer.status == 507
+    assert re.match(r"the model took 1\d\d MB and \d\d MB were free", json.loads(answer.body)["error"])
+    assert memory.held() < before + 50_000_000
+    assert names(door) == ["small"]
+    assert door.request("POST", "/models/small/invoke", b"1", JSON).status == 200
 
 
 def test_c119_an_unknown_name_is_404_everywhere(door):
@@ -170,6 +189,16 @@ def test_c124_paging_returns_each_of_250_models_once(door, open_models, monkeypa
     assert len(names(door, "?limit=1000")) == registry_module.PAGE
 
 
+def test_c124_a_model_unloaded_between_two_pages_hides_no_other(door, open_models):
+    url = json.loads(open_models.write("plain", ECHO))["url"]
+    for name in "abcd":
+        body = json.dumps({"model_name": name, "url": url}).encode()
+        assert door.request("POST", "/models", body, JSON).status == 200
+    page = json.loads(door.request("GET", "/models?limit=2").body)
+    assert door.request("DELETE", "/models/a").status == 200
+    assert names(door, f"?next_page_token={page['nextPageToken']}") == ["c", "d"]
+
+
 @pytest.mark.parametrize("name", ["a/b", "a.tar.gz", "f" * 64, "..", "a%b", "é ü", "a//b", "x/invoke"])
 def test_c125_any_name_survives_the_round_trip(open_models, kind, name):
     url = json.loads(open_models.write("plain", ECHO))["url"]
@@ -195,6 +224,118 @@ def test_c126_modules_of_one_name_do_not_leak_between_models(door, open_models):
     assert door.request("POST", "/models/second/invoke", b"[]", JSON).body == b"second"
     assert "helper" not in sys.modules
     assert not [path for path in sys.path if path.startswith(str(open_models.base))]
+
+
+def test_c126_an_import_inside_a_function_finds_the_model_s_own_module(door, open_models):
+    code = """
+        def predict_fn(data, model):
+            import helper
+            from parts.one import NAME
+            return [helper.NAME, NAME]
+    """
+    for name in ("first", "second"):
+        body = open_models.write(name, code, helper=f"NAME = {name!r}")
+        package = open_models.base / name / "model" / "code" / "parts"
+        package.mkdir()
+        (package / "one.py").write_text(f"from . import two\nNAME = 'parts of ' + two.{name}")
+        (package / "two.py").write_text(f"{name} = {name!r}")
+        assert door.request("POST", "/models", body, JSON).status == 200
+    for _ in range(2):
+        for name in ("first", "second"):
+            answer = door.request("POST", f"/models/{name}/invoke", b"[]", JSON)
+            assert json.loads(answer.body) == [name, f"parts of {name}"]
+    assert not {"helper", "parts", "parts.one", "parts.two"} & set(sys.modules)
+
+
+def test_versions_of_one_architecture_share_its_code_and_nothing_else(door, open_models):
+    code = """
+        import numpy as np
+        STATE = []
+        def model_fn(model_dir):
+            return lambda data: None
+        def predict_fn(data, model):
+            STATE.append(data)
+            return [id(predict_fn.__code__), __file__, STATE]
+    """
+    answers = []
+    for name in ("one", "two"):
+        assert door.request("POST", "/models", open_models.write(name, code), JSON).status == 200
+        answers.append(json.loads(door.request("POST", f"/models/{name}/invoke", f'"{name}"'.encode(), JSON).body))
+    (code_of_one, file_of_one, seen_by_one), (code_of_two, file_of_two, seen_by_two) = answers
+    assert code_of_one == code_of_two
+    assert (seen_by_one, seen_by_two) == (["one"], ["two"])
+    assert "/one/" in file_of_one
+    assert "/two/" in file_of_two
+
+
+def test_a_class_that_a_model_unpickles_is_the_one_its_code_imports(door, open_models):
+    body = open_models.write(
+        "pickled",
+        """
+        import pickle
+        from net import Net
+        def model_fn(model_dir):
+            import net
+            model = pickle.loads(pickle.dumps(Net()))
+            assert isinstance(model, Net) and net.Net is Net
+            return model
+        def predict_fn(data, model): return model.name
+        """,
+        net="class Net:\n    name = 'net'",
+    )
+    assert door.request("POST", "/models", body, JSON).status == 200
+    assert door.request("POST", "/models/pickled/invoke", b"[]", JSON).body == b"net"
+
+
+def test_a_model_whose_requirements_are_not_met_is_400_and_says_which(door, open_models):
+    body = open_models.write("a", "raise SystemExit('imported')")
+    requirements = open_models.base / "a" / "model" / "code" / "requirements.txt"
+    requirements.write_text("numpy>=1\nslipway-absent-package==9\n")
+    answer = door.request("POST", "/models", body, JSON)
+    assert answer.status == 400
+    assert "[requirements]: requirements.txt asks for slipway-absent-package==9" in json.loads(answer.body)["error"]
+    requirements.write_text("numpy>=1\n")
+    (requirements.parent / "inference.py").write_text(ECHO)
+    assert door.request("POST", "/models", body, JSON).status == 200
+
+
+def test_load_and_unload_cycles_leave_no_object_behind(open_models):
+    """Of real torch models, whose classes, modules and weights are cycles and caches of their own."""
+    service = open_models.open(lambda service: service)
+    code = """
+        import torch
+        from net import Net
+        def model_fn(model_dir):
+            return Net()
+    """
+    net = """
+        import torch
+        class Net(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layers = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
+            def forward(self, rows):
+                return self.layers(rows)
+    """
+    bodies = [open_models.write(f"m{number}", code, net=textwrap.dedent(net)) for number in range(10)]
+    rows = json.dumps([[0.0] * 64]).encode()
+    invocation = Request("POST", "/invoke", {"content-type": "application/json"}, rows)
+
+    def cycles(count):
+        for number in range(count):
+            name = f"m{number % 10}"
+            assert service.registry.load(Request("POST", "/models", {}, bodies[number % 10])).status == 200
+            assert service.invoke(invocation, name).status == 200
+            assert service.registry.unload(name).status == 200
+        memory.give_back()
+        return len(gc.get_objects()), len(sys.modules), len(linecache.cache), memory.held()
+
+    cycles(20)
+    before = cycles(10)
+    after = cycles(100)
+    assert after[0] <= before[0] + 50
+    assert after[1:3] == before[1:3]
+    assert after[3] < before[3] * 1.05
 
 
 def test_c127_out_of_memory_in_an_invocation_is_507(door, open_models):

@@ -17,11 +17,11 @@ from botocore.exceptions import ClientError
 from launcher.aws import Aws, refusals
 from launcher.errors import AwsRefused, ConfigError, JobFailed
 from launcher.jobs.api import split_s3_uri
+from launcher.multipart import PART_BYTES, Digest, MultipartUpload, digest
 
 logger = logging.getLogger(__name__)
 
 THREADS = 8
-PART_BYTES = 8 * 1024 * 1024  # of a multipart upload; the ETag depends on it
 TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
 IGNORED = {"__pycache__", ".git", ".DS_Store", ".ipynb_checkpoints"}
 DIGEST_DIGITS = 12
@@ -70,7 +70,8 @@ def upload(aws: Aws, source: Path, uri: str, progress: Progress | None = None) -
     """Make an S3 prefix the mirror of a directory, or one object the copy of a file.
 
     Objects of the same size and checksum stay; under a prefix, objects that have no file any more are removed, or a
-    job would train on data that is gone here.
+    job would train on data that is gone here. An upload that broke off leaves its parts in S3, and the next one goes on
+    with them.
 
     Raises:
         ConfigError: the source does not exist or is empty.
@@ -81,21 +82,15 @@ def upload(aws: Aws, source: Path, uri: str, progress: Progress | None = None) -
     files = _files(source, key)
     existing = {item["Key"]: item for item in objects(aws, uri if source.is_dir() else f"s3://{bucket}/{key}")}
     started = time.monotonic()
-    etags = {name: etag(path) for path, name in files}
+    with ThreadPoolExecutor(THREADS) as pool:  # hashing lets other threads run
+        digests = dict(zip([name for _, name in files], pool.map(digest, [path for path, _ in files]), strict=True))
+    etags = {name: found.etag for name, found in digests.items()}
     waiting = [(path, name) for path, name in files if not _is_there(path, etags[name], existing.get(name))]
     total = sum(path.stat().st_size for path, _ in waiting)
     progress.start(f"upload {source.name} -> {uri}", total)
     client = aws.client("s3")
 
-    def put(path: Path, name: str) -> int:
-        size = path.stat().st_size
-        if size < PART_BYTES:  # one plain request: the managed transfer costs several times as much for a small file
-            client.put_object(Bucket=bucket, Key=name, Body=path.read_bytes())
-        else:
-            client.upload_file(str(path), bucket, name, Config=TRANSFER)
-        return size
-
-    _in_parallel("upload", [(put, pair) for pair in waiting], progress)
+    _send(client, bucket, [(path, name, digests[name]) for path, name in waiting], progress)
     names = {name for _, name in files}
     gone = [name for name in existing if name not in names] if source.is_dir() else []
     for start in range(0, len(gone), DELETE_BATCH):
@@ -104,6 +99,27 @@ def upload(aws: Aws, source: Path, uri: str, progress: Progress | None = None) -
     progress.finish()
     seconds = time.monotonic() - started
     return Transfer(len(waiting), total, len(files) - len(waiting), len(gone), seconds, _digest(key, etags))
+
+
+def _send(client: Any, bucket: str, files: list[tuple[Path, str, Digest]], progress: Progress) -> None:
+    def put(path: Path, name: str) -> int:
+        body = path.read_bytes()
+        client.put_object(Bucket=bucket, Key=name, Body=body)
+        return len(body)
+
+    small = [(put, (path, name)) for path, name, found in files if not found.is_multipart]
+    with refusals("upload"):
+        large = [
+            MultipartUpload.begin(client, bucket, name, path, found)
+            for path, name, found in files
+            if found.is_multipart
+        ]
+    progress.advance(sum(item.resumed_bytes for item in large))
+    parts = [(item.send, (number,)) for item in large for number in item.missing()]
+    _in_parallel("upload", [*small, *parts], progress)
+    with refusals("upload"):
+        for item in large:
+            item.finish()
 
 
 def download(aws: Aws, uri: str, target: Path, progress: Progress | None = None) -> Transfer:
@@ -168,20 +184,6 @@ def unpack(archive: Path, target: Path) -> list[str]:
             return tar.getnames()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise JobFailed(f"{archive} cannot be unpacked: {error}") from error
-
-
-def etag(path: Path) -> str:
-    """The ETag S3 gives the file when it is uploaded from here (unencrypted or SSE-S3)."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size < PART_BYTES:
-            return hashlib.file_digest(file, _md5).hexdigest()
-        parts = [_md5(chunk).digest() for chunk in iter(lambda: file.read(PART_BYTES), b"")]
-    return f"{_md5(b''.join(parts)).hexdigest()}-{len(parts)}"
-
-
-def _md5(data: bytes = b"") -> Any:
-    return hashlib.md5(data, usedforsecurity=False)
 
 
 def _files(source: Path, key: str) -> list[tuple[Path, str]]:

@@ -106,13 +106,15 @@ def _endpoints(arns: Arns, names: tuple[str, ...], config: Config) -> Iterator[S
 
 def _transfers(config: Config, context: JobContext, arns: Arns, needs: tuple[Need, ...]) -> Iterator[Statement]:
     project = project_uri(config, context, "")
-    own = (*OBJECT_READ, *OBJECT_WRITE, "s3:DeleteObject")
+    own = (*OBJECT_READ, *OBJECT_WRITE, "s3:DeleteObject", "s3:ListMultipartUploadParts")
     yield from objects(arns, "ProjectFiles", own, [project])
     elsewhere = [uri for uri in values_of(needs, "read", "write", "checkpoint") if not uri.startswith(project)]
     yield from objects(arns, "FilesElsewhere", OBJECT_READ, elsewhere)
     # no condition on the prefix: HeadBucket, with which the bucket is looked for, has none
     buckets = dict.fromkeys([context.bucket, *(split_s3_uri(uri)[0] for uri in elsewhere)])
-    yield Statement("ListBuckets", ("s3:ListBucket",), tuple(map(arns.bucket, buckets)))
+    # the latter finds what an upload that broke off has left
+    listing = ("s3:ListBucket", "s3:ListBucketMultipartUploads")
+    yield Statement("ListBuckets", listing, tuple(map(arns.bucket, buckets)))
     if config.bucket is None:
         yield Statement("CreateBucket", ("s3:CreateBucket",), (arns.bucket(context.bucket),))
     if values_of(needs, "data_key"):

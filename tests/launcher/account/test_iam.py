@@ -31,12 +31,17 @@ SERVICES = {
     "sns": ["sns"],
 }
 # Permissions that are no operation of the same name; AWS's own managed policies spell them so.
-NOT_OPERATIONS = {"iam:PassRole", "s3:ListBucket"}
+NOT_OPERATIONS = {"iam:PassRole", "s3:ListBucket", "s3:ListBucketMultipartUploads", "s3:ListMultipartUploadParts"}
 IMPLIED = {
     "s3:HeadBucket": "s3:ListBucket",
     "s3:HeadObject": "s3:GetObject",
     "s3:ListObjectsV2": "s3:ListBucket",
     "s3:DeleteObjects": "s3:DeleteObject",
+    "s3:CreateMultipartUpload": "s3:PutObject",
+    "s3:UploadPart": "s3:PutObject",
+    "s3:CompleteMultipartUpload": "s3:PutObject",
+    "s3:ListMultipartUploads": "s3:ListBucketMultipartUploads",
+    "s3:ListParts": "s3:ListMultipartUploadParts",
 }
 FREE = {"sts:GetCallerIdentity"}  # needs no permission
 

@@ -19,6 +19,7 @@ from typing import Any
 from container import contract
 from container.serve.modules import MODULE_PREFIX, PrivateModules
 from container.serve.sessions import Session
+from container.serve.tracing import Trace, trace_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,11 @@ class Context:
     @property
     def inference_id(self) -> str:
         return self.headers.get(contract.INFERENCE_ID_HEADER.lower(), "")
+
+    @property
+    def trace(self) -> Trace:
+        """The caller's trace: `traceparent`, `amzn_trace_id`, `trace_id`; empty texts where it sent none."""
+        return trace_of(self.headers)
 
     def close_session(self) -> None:
         """End the session with this request; its directory goes with it."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from container import contract
-from container.serve import codec
+from container.serve import codec, tracing
 from container.serve.array_model import ArrayModel
 from container.serve.call import Call
 from container.serve.exchange import HandlerFailed, Request, Response, ServeError
@@ -163,6 +163,7 @@ class Predictor:
 
 
 NO_FUNCTIONS = UserFunctions()
+END = object()
 
 
 def load_predictor(model_dir: Path, environ: Mapping[str, str], place: Place) -> Predictor:
@@ -234,14 +235,19 @@ def _answer(result: Any, kind: str, call: Call, session_headers: Mapping[str, st
     check_headers({**headers, "Content-Type": kind})
     extra = tuple(headers.items())
     if isinstance(result, Iterator):
-        pieces = _pieces(result)
+        pieces = _pieces(result, call.request.headers)
         return Response(200, pieces if wants_stream(call) else b"".join(pieces), kind, extra)
     return Response(200, codec.to_bytes(result), kind, extra)
 
 
-def _pieces(result: Iterator[Any]) -> Iterator[bytes]:
+def _pieces(result: Iterator[Any], headers: Mapping[str, str]) -> Iterator[bytes]:
+    """The handler's pieces as bytes; each is made on whichever thread asks for it, for the request of `headers`."""
     try:
-        for piece in result:
+        while True:
+            with tracing.working_on(headers):
+                piece = next(result, END)
+            if piece is END:
+                return
             yield codec.to_bytes(piece)
     finally:
         if isinstance(result, Generator):  # closed early: the client has gone

@@ -6,6 +6,7 @@ import flask
 from werkzeug.exceptions import HTTPException
 
 from container import contract
+from container.serve import tracing
 from container.serve.exchange import MethodNotAllowed, NotFound, Request, Response, ServeError
 from container.serve.metrics import (
     INVOKE_MODEL_ROUTE,
@@ -47,6 +48,7 @@ def create_app(service: Service) -> flask.Flask:
 
     if service.metrics is not None:
         add_metrics(app, service, service.metrics)
+    add_traces(app)
     add_error_answers(app)
     return app
 
@@ -73,6 +75,18 @@ def add_metrics(app: flask.Flask, service: Service, metrics: Metrics) -> None:
             route = RULES.get(rule, rule)
             metrics.count(route if route in ROUTES else OTHER_ROUTE, response.status_code)
         return response
+
+
+def add_traces(app: flask.Flask) -> None:
+    """What a management route logs is about its request, too."""
+
+    @app.before_request
+    def enter() -> None:
+        tracing.enter({name.lower(): value for name, value in flask.request.headers.items()})
+
+    @app.teardown_request
+    def leave(_error: BaseException | None) -> None:
+        tracing.enter(None)
 
 
 def add_error_answers(app: flask.Flask) -> None:

@@ -8,7 +8,7 @@ import mmap
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -170,19 +170,19 @@ class Metrics:
         return _figures([sum(column) for column in zip(*rows, strict=True)] or [0.0] * ROW)
 
 
-def _figures(cells: list[float]) -> Figures:
+def _figures(cells: Sequence[float]) -> Figures:
     phases = {phase: _histogram(cells, _HISTOGRAMS + number * _TIMES, SECONDS) for number, phase in enumerate(PHASES)}
     gauges = dict(zip(GAUGES, cells, strict=False))
     return Figures(dict(_requests(cells)), phases, _histogram(cells, _BATCHES, RECORDS), gauges)
 
 
-def _requests(cells: list[float]) -> Iterator[tuple[tuple[str, int], int]]:
+def _requests(cells: Sequence[float]) -> Iterator[tuple[tuple[str, int], int]]:
     for route, offset in _OFFSETS.items():
         for status, count in enumerate(cells[offset : offset + STATUSES]):
             if count:
                 yield (route, status), int(count)
 
 
-def _histogram(cells: list[float], start: int, bounds: tuple[float, ...]) -> Histogram:
+def _histogram(cells: Sequence[float], start: int, bounds: tuple[float, ...]) -> Histogram:
     end = start + len(bounds) + 1
     return Histogram(bounds, tuple(int(count) for count in cells[start:end]), cells[end])

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
+from gunicorn.glogging import Logger
 
-from container import contract
-from container.serve import failures, telemetry
+from container import contract, logs
+from container.serve import emf, failures, telemetry, tracing
 from container.serve.asgi import Door
 from container.serve.handlers import HandlerError, find_program
 from container.serve.health import Health, State
@@ -46,12 +47,13 @@ def main() -> int:
         1 where a setting is wrong or the port is taken; gunicorn ends the process itself otherwise, with 3 when the
         model cannot be loaded.
     """
-    configure_logging(os.environ.get(contract.CONTAINER_LOG_LEVEL) or "20")
+    logs.configure(os.environ, os.environ.get(contract.CONTAINER_LOG_LEVEL) or "20", tracing.log_fields)
     opt_ml = contract.OptMl.from_env()
     machine = read_machine()
     try:
         size = artifact_size(opt_ml.model)
         plan = plan_server(machine, os.environ, size)
+        emf.Settings.from_env(os.environ)  # a bad one ends the server now
         check_port(plan.port)
         install(opt_ml)
     except (PlanError, PortTaken, HandlerError, RequirementsError) as error:
@@ -93,16 +95,6 @@ def check_port(port: int) -> None:
             raise PortTaken(f"port {port} cannot be bound: {error.strerror}") from None
 
 
-def configure_logging(level: str) -> None:
-    """Log to standard output, which CloudWatch reads; SageMaker's level is a number such as 20."""
-    logging.basicConfig(
-        stream=sys.stdout,
-        level=int(level) if level.isdecimal() else level.upper(),
-        format="%(asctime)s %(levelname)s %(process)d %(message)s",
-        force=True,
-    )
-
-
 def prepare_environment(plan: ServerPlan) -> None:
     """Settings that libraries read when they are imported, and that the user's own subprocesses inherit."""
     for name in THREAD_VARIABLES:
@@ -118,6 +110,14 @@ class Master(Arbiter):
     """
 
     WORKER_BOOT_ERROR = APP_LOAD_ERROR = -1  # no process ends with it
+
+
+class GunicornLogger(Logger):
+    """gunicorn's and uvicorn's own lines, where and how ours go: uvicorn takes gunicorn's handlers over."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        self.error_log.handlers = list(logging.getLogger().handlers)
 
 
 class Gunicorn(BaseApplication):
@@ -148,7 +148,7 @@ class Gunicorn(BaseApplication):
             "worker_tmp_dir": plan.worker_tmp_dir,
             "control_socket_disable": True,
             "loglevel": "warning",
-            "errorlog": "-",
+            "logger_class": GunicornLogger,
             "pre_fork": self._before_fork,
             "post_fork": self._after_fork,
             "child_exit": self._after_exit,
@@ -187,7 +187,7 @@ class Gunicorn(BaseApplication):
         service = Service(self.plan, self.health, registry, self.metrics)
         if self.metrics is not None:
             self.metrics.enter(self.slot)
-            telemetry.start(service, self.metrics)
+            telemetry.start(service, self.metrics, emf.Settings.from_env(os.environ))
         threading.Thread(target=self._load_model, args=(service,), name="load", daemon=True).start()
         return Door(service)
 

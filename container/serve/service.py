@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from container import contract
+from container.serve import tracing
 from container.serve.batcher import Batcher
 from container.serve.call import Call
 from container.serve.exchange import (
@@ -191,6 +192,7 @@ class Service:
                 groups.setdefault(key, []).append(call)
         for group in groups.values():
             self._predict(group)
+        tracing.enter(None)
 
     def _decode(self, call: Call) -> Hashable:
         predictor = _predictor_of(call)
@@ -226,6 +228,7 @@ class Service:
 
     def _attempt(self, call: Call, step: Callable[..., Any], *arguments: Any) -> Any:
         """Run one step of one call; what goes wrong is its answer and nobody else's."""
+        tracing.enter(call.request.headers)
         try:
             return step(call, *arguments)
         except HandlerFailed as error:

@@ -1,4 +1,4 @@
-"""A thread per process that publishes what only the process itself can see, several times a second."""
+"""A thread per process that publishes what only the process itself can see, and writes its embedded metric lines."""
 
 import os
 import sys
@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+from container.serve import emf
 from container.serve.metrics import Metrics
 from container.serve.service import Service
 
@@ -13,14 +14,19 @@ PUBLISH_SECONDS = 0.5
 STATM = Path("/proc/self/statm")
 
 
-def start(service: Service, metrics: Metrics) -> None:
-    """Publish this process's gauges for as long as it lives."""
-    threading.Thread(target=_publish_for_ever, args=(service, metrics), name="telemetry", daemon=True).start()
+def start(service: Service, metrics: Metrics, lines: emf.Settings | None) -> None:
+    """Publish this process's gauges for as long as it lives, and its embedded metric lines where they are wanted."""
+    threading.Thread(target=_run, args=(service, metrics, lines), name="telemetry", daemon=True).start()
 
 
-def _publish_for_ever(service: Service, metrics: Metrics) -> None:
+def _run(service: Service, metrics: Metrics, lines: emf.Settings | None) -> None:
+    before, due = metrics.figures(metrics.row), time.monotonic() + (lines.seconds if lines else 0)
     while True:
         publish(service, metrics)
+        if lines and time.monotonic() >= due:
+            now = metrics.figures(metrics.row)
+            emf.write(lines, before, now)
+            before, due = now, due + lines.seconds
         time.sleep(PUBLISH_SECONDS)
 
 

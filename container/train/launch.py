@@ -19,7 +19,15 @@ from container.train.cluster import Cluster, be_found, decide_cluster, network_i
 from container.train.environment import TrainingEnvironment, masked, read_environment, sm_variables, user_arguments
 from container.train.program import Program, check_builtin_job, find_program
 from container.train.runtime import Runtime
-from container.train.supervise import STOP_SIGNALS, Stopped, StopRequest, Watch, planned_stop
+from container.train.supervise import (
+    LINGER_SECONDS,
+    STOP_SECONDS,
+    STOP_SIGNALS,
+    Stopped,
+    StopRequest,
+    Watch,
+    planned_stop,
+)
 from container.train.verdict import Ending, conclude
 
 logger = logging.getLogger(__name__)
@@ -77,11 +85,19 @@ def train(opt_ml: OptMl, environ: Mapping[str, str], stop: StopRequest, started:
         variables = rank_environment(environment, environ, program, cluster, runtime)
         limit = environ.get(contract.MAX_RUNTIME_SECONDS)
         stop.interrupts = False
-        process = start(environment, program, cluster, variables)
-        ranks = 0 if program.kind == "command" else cluster.processes_per_host
-        code = Watch(process, ranks, runtime, stop, planned_stop(started, float(limit) if limit else None)).wait()
+        watch = Watch(
+            process=start(environment, program, cluster, variables),
+            ranks=0 if program.kind == "command" else cluster.processes_per_host,
+            runtime=runtime,
+            stop=stop,
+            deadline=planned_stop(started, float(limit) if limit else None),
+            stop_seconds=float(environ.get(contract.STOP_SECONDS_VARIABLE) or STOP_SECONDS),
+            linger_seconds=float(environ.get(contract.LINGER_SECONDS_VARIABLE) or LINGER_SECONDS),
+        )
+        code = watch.wait()
         required = environ.get(contract.REQUIRE_MODEL, "").lower() in ("1", "true")
-        return conclude(environment, program, cluster, runtime, Ending(code, stop.signal, stop.planned, required))
+        ending = Ending(code, stop.signal, stop.planned, required, stop.overdue_seconds)
+        return conclude(environment, program, cluster, runtime, ending)
 
 
 def start(

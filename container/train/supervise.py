@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
 STOP_SECONDS = 105.0  # after SIGTERM; the platform sends SIGKILL after 120 s, and traces must be written before
+ABORT_SECONDS = 2.0  # to write stacks
 LINGER_SECONDS = 60.0  # torchrun waits 300 s for hosts that will never answer once its own ranks are done
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PLANNED_STOP_SHARE = 0.1  # of the time limit is kept for saving,
@@ -32,6 +33,8 @@ class StopRequest:
         self.signal: int | None = None
         self.planned = False
         """Whether it is our own, ahead of the time limit."""
+        self.overdue_seconds = 0.0
+        """After which the program was killed, because it had not stopped."""
         self.interrupts = True
         """Whether it raises `Stopped`: before training starts, whatever is waited for is given up."""
 
@@ -66,6 +69,10 @@ class Watch:
     stop: StopRequest
     deadline: float
     """Of the planned stop, seconds since the epoch."""
+    stop_seconds: float = STOP_SECONDS
+    """That the program has between the stop signal and its end."""
+    linger_seconds: float = LINGER_SECONDS
+    """That this host waits for the others once its own ranks are done."""
 
     def wait(self) -> int:
         """Wait for the end; pass a stop on to every rank at once.
@@ -81,13 +88,15 @@ class Watch:
             if self._must_stop() and stopped_at == float("inf"):
                 stopped_at = now
                 self._deliver_stop()
-            if now - stopped_at > STOP_SECONDS:
-                logger.error("%d rank(s) did not stop in %.0f s: killed", len(self.runtime.live_ranks()), STOP_SECONDS)
+            if now - stopped_at > self.stop_seconds:
+                logger.error("the program did not stop within %.0f s: killed", self.stop_seconds)
+                self.stop.overdue_seconds = self.stop_seconds
+                self._leave_stacks()
                 self._kill()
             if 0 < self.ranks == self.runtime.done_ranks:
                 done_at = min(done_at, now)
-            if now - done_at > LINGER_SECONDS:
-                logger.warning("this host is done, and others did not end within %.0f s", LINGER_SECONDS)
+            if now - done_at > self.linger_seconds:
+                logger.warning("this host is done, and others did not end within %.0f s", self.linger_seconds)
                 self._kill()
                 return 0
 
@@ -110,6 +119,13 @@ class Watch:
             os.killpg(self.process.pid, number)
         elif self.runtime.signal_ranks(number) == 0 and self.runtime.done_ranks == 0:
             self.process.send_signal(signal.SIGTERM)
+
+    def _leave_stacks(self) -> None:
+        """Where the ranks stand that did not stop: their fault handlers write it down as they abort."""
+        self.runtime.signal_ranks(signal.SIGABRT)
+        deadline = time.monotonic() + ABORT_SECONDS
+        while self.runtime.live_ranks() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
 
     def _kill(self) -> None:
         self.runtime.kill_ranks()

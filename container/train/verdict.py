@@ -1,5 +1,6 @@
 """How a job ended on this host: exit status, failure file, traces, and artifacts that hosting accepts."""
 
+import dataclasses
 import logging
 import shutil
 import time
@@ -33,6 +34,8 @@ class Ending:
     """Stopped by ourselves, ahead of the time limit."""
     requires_model: bool = False
     """Whether success without a model is a failure."""
+    overdue_seconds: float = 0.0
+    """After the stop signal, when the program had not ended and was killed; 0 where it was not."""
 
 
 def conclude(
@@ -50,6 +53,8 @@ def conclude(
             check_model(environment.opt_ml, ending.requires_model)
         return 0
     errors = collect_errors(environment, program, cluster, runtime, ending.code)
+    if ending.overdue_seconds:
+        errors = [_overdue(error, runtime, program, ending.overdue_seconds) for error in errors]
     if ending.stop_signal is not None and all(_is_stop(error) for error in errors):
         logger.info("stopped; the program did not handle the signal, so whatever it saved before is what there is")
         return 0 if ending.planned else 128 + ending.stop_signal
@@ -96,6 +101,16 @@ def collect_errors(
         rank = cluster.host_rank * cluster.processes_per_host
         errors.append(RankError(rank, host, time.time(), "", "", exit_code=code))
     return errors
+
+
+def _overdue(error: RankError, runtime: Runtime, program: Program, seconds: float) -> RankError:
+    """A rank that we killed did not run out of memory: it did not stop."""
+    if error.type:
+        return error
+    code_dir = str(program.directory) if program.directory else None
+    place = failure.location_in_stack(runtime.stacks().get(error.rank, ""), code_dir)
+    message = f"not ended {seconds:g} s after the stop signal, and killed: what it had not saved is lost"
+    return dataclasses.replace(error, type="StopTimeout", message=message, location=place, exit_code=-9)
 
 
 def _is_stop(error: RankError) -> bool:

@@ -20,6 +20,14 @@ from torchvision.transforms.v2 import functional as transforms
 WEIGHTS_FILE = "model.safetensors"
 SIGNATURE_FILE = "model.json"
 FORMAT = 1
+# What a signature written by hand may leave out: colour images, on the scale of torchvision's published weights.
+OPTIONAL_FIELDS = {
+    "format": FORMAT,
+    "architecture": "",
+    "channels": 3,
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
 
 
 class ModelFormatError(Exception):
@@ -31,7 +39,7 @@ class ModelSignature:
     """What a caller and a server must know about the weights beside it."""
 
     architecture: str
-    """`convnet`, or a torchvision classifier's name such as `resnet18`."""
+    """`convnet`, or a torchvision classifier's name such as `resnet18`; empty beside a program that holds its own."""
     classes: tuple[str, ...]
     """Class names, in the order of the network's outputs."""
     channels: int
@@ -171,10 +179,12 @@ def read_signature(directory: Path) -> ModelSignature:
     if not path.is_file():
         raise ModelFormatError(f"{path} is missing: not an artifact of the built-in program")
     try:
-        fields = json.loads(path.read_text())
+        fields = OPTIONAL_FIELDS | json.loads(path.read_text())
         if fields["format"] != FORMAT:
             raise ModelFormatError(f"{path} has format {fields['format']!r}, this image reads format {FORMAT}")
         lists = {name: tuple(fields[name]) for name in ("classes", "mean", "std")}
+        if not len(lists["mean"]) == len(lists["std"]) == fields["channels"]:
+            raise ModelFormatError(f"{path}: mean and std need a number for each of {fields['channels']!r} channels")
         return ModelSignature(**(fields | lists))
     except (ValueError, TypeError, KeyError) as error:
         raise ModelFormatError(f"{path} is not a model signature: {type(error).__name__}: {error}") from error

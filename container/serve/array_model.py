@@ -21,16 +21,18 @@ DOES_NOT_FIT = re.compile(
     r"shapes cannot be multiplied|must have the same dtype|should be the same|could not infer output dtype"
     r"|is invalid for input of size|must match|[Mm]ismatch|must be equal to input_size|number of dimensions"
     r"|padded input size|input size: |to be equal size|must be a \d+D tensor|expected for input"
-    r"|multiply up to the size of dim|running_mean should contain|[Ee]xpected .*\b(?:got|found)\b"
+    r"|multiply up to the size of dim|running_mean should contain|Guard failed|[Ee]xpected .*\b(?:got|found)\b"
 )
 
 
 class ArrayModel:
     """Whatever `model_fn` returned, fed with arrays: a torch module, or anything that can be called."""
 
-    def __init__(self, model: Any, device: str, default_accept: str) -> None:
+    def __init__(self, model: Any, device: str, default_accept: str, example: np.ndarray | None = None) -> None:
         self.is_module = _is_torch(model, "nn.Module")
-        self.model = model.to(device).eval() if self.is_module else model
+        self.model = _ready(model, device) if self.is_module else model
+        self.example = example
+        """An input the model is known to take; None: only its author knows one."""
         self.device = device
         self.floating = _floating_dtype(self.model) if self.is_module else None
         """The torch dtype that integers are turned into; None: they stay integers."""
@@ -53,7 +55,11 @@ class ArrayModel:
         if len(batch) == 1:
             return [self._predict(batch[0])]
         key = self.batch_key(batch[0])
-        together = self._predict_rows(batch)
+        try:
+            together = self._predict_rows(batch)
+        except BadRequest:  # a module that was traced or exported for one batch size
+            self._batches[key] = False
+            return [self._predict(data) for data in batch]
         if self._batches.get(key):
             return together
         # The first batch of its kind is computed both ways: a module may mix rows (a sequence without a batch axis).
@@ -81,7 +87,7 @@ class ArrayModel:
             tensor = self._tensor(data)
             try:
                 return _to_numpy(self.model(tensor))
-            except RuntimeError as error:
+            except (RuntimeError, AssertionError) as error:  # torch.export's programs assert
                 if (reason := _unfit(error)) is None:
                     raise
                 # The model's author may have to look as well: every input fails where the network does not fit itself.
@@ -100,11 +106,20 @@ class ArrayModel:
         kind = codec.negotiate(call.request.headers.get("accept"), codec.ARRAY_TYPES, self.default_accept)
         return codec.encode_prediction(_to_numpy(prediction), kind), kind
 
-    def warm_up(self) -> None:
-        """What the model takes is known to its author only."""
+    def warm_up(self) -> tuple[bytes, str] | None:
+        """The example as a request this model must be able to answer."""
+        return None if self.example is None else (codec.encode_npy(self.example), codec.NPY)
 
     def tune(self) -> str:
         return ""  # a user's module may do things that tracing does not see
+
+
+def _ready(module: Any, device: str) -> Any:
+    module = module.to(device)
+    try:
+        return module.eval()
+    except NotImplementedError:  # a torch.export program: it stays in the mode it was exported in
+        return module
 
 
 def _floating_dtype(model: Any) -> Any:
@@ -117,7 +132,7 @@ def _floating_dtype(model: Any) -> Any:
     return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), None)
 
 
-def _unfit(error: RuntimeError) -> str | None:
+def _unfit(error: RuntimeError | AssertionError) -> str | None:
     """Torch's words where it refuses a shape or a dtype; TorchScript has them at the end of a trace of its own."""
     lines = str(error).splitlines()
     line = next((line for line in reversed(lines) if DOES_NOT_FIT.search(line)), None)
@@ -135,7 +150,14 @@ def _is_torch(value: Any, name: str) -> bool:
 
 
 def _to_numpy(value: Any) -> Any:
-    return value.detach().cpu().numpy() if _is_torch(value, "Tensor") else value
+    """Tensors as arrays, also those in dictionaries, lists and tuples that a module returns."""
+    if _is_torch(value, "Tensor"):
+        return value.detach().cpu().numpy()
+    if isinstance(value, dict):
+        return {name: _to_numpy(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_numpy(part) for part in value]
+    return value
 
 
 def _writable(data: Any) -> np.ndarray:

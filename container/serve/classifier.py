@@ -1,16 +1,15 @@
-"""The built-in model: the image classifier that the built-in training program leaves behind."""
+"""The default steps of a model with a signature: images in, class probabilities out."""
 
 import time
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from container.images import ImageError, ImageTooLarge, decode_image
-from container.model import load_model, normalize, resize_image
+from container.model import ModelSignature, normalize, resize_image
 from container.serve import codec
 from container.serve.call import Call
 from container.serve.exchange import BadRequest, BodyTooLarge, UnsupportedMediaType
@@ -20,14 +19,27 @@ WORTH_FREEZING = 0.95  # a frozen copy holds its weights a second time while bot
 
 
 class ImageClassifier:
-    """Images or pixel values in, class probabilities out. See `model.ModelSignature` for what it was trained on."""
+    """Images or pixel values in, class probabilities out. See `ModelSignature` for what the network was trained on."""
 
-    def __init__(self, model_dir: Path, device: str, default_accept: str, placeholders: bool = False) -> None:
-        self.network, self.signature = load_model(model_dir, device)
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        signature: ModelSignature,
+        device: str,
+        default_accept: str,
+        placeholders: bool = False,
+    ) -> None:
+        self.network = network
+        """[B, C, H, W] -> logits [B, num_classes]; on `device`, in eval mode."""
+        self.signature = signature
         self.placeholders = placeholders
         """Whether a bad line of CSV or JSON Lines gets a placeholder instead of failing the whole request."""
         self.device = device
         self.default_accept = default_accept
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.network
 
     def decode(self, call: Call) -> torch.Tensor:
         """The request's images as the network's input, float32 [B, C, H, W] on the CPU.

@@ -3,6 +3,8 @@
 import traceback
 from pathlib import Path
 
+from container.serve.model_files import ModelFileError
+
 LINE_LIMIT = 1000
 
 # By the exception's class name (its own and its bases'), because torch is not imported to look at an exception.
@@ -41,6 +43,8 @@ def describe(error: BaseException) -> str:
 
 def classify(error: BaseException) -> tuple[str, str]:
     """The cause's class and what to do."""
+    if isinstance(error, ModelFileError):
+        return error.cause, error.fix
     text = str(error)
     if "CUDA driver version is insufficient" in text or "Found no NVIDIA driver" in text:
         return "no-cuda-driver", "set InferenceAmiVersion to one whose driver runs this CUDA version"

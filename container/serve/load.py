@@ -34,7 +34,7 @@ def serve_model(service: Service, model_dir: Path, device: str, environ: Mapping
     began = time.monotonic()
     plan = service.plan
     if service.registry is not None:
-        importlib.import_module("container.serve.classifier")  # and torch with it: no caller should wait for that
+        importlib.import_module("container.serve.model_loader")  # and torch with it: no caller should wait for that
         service.serve_registry()
         _leave_out_of_collection()
         logger.info("ready: no model loaded yet, imports took %.1f s", time.monotonic() - began)

@@ -5,6 +5,7 @@ image classifier's, or the plain array formats for whatever `model_fn` returned.
 """
 
 import functools
+import logging
 import re
 import sys
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
@@ -18,11 +19,12 @@ from container.serve.array_model import ArrayModel
 from container.serve.call import Call
 from container.serve.exchange import HandlerFailed, Request, Response, ServeError
 from container.serve.handlers import Context, HandlerError, UserFunctions, find_program, load_functions
+from container.serve.model_files import ModelFile, ModelFileError, find_model_file, nothing_to_serve
 from container.serve.modules import PrivateModules
-from container.serve.plan import RECORD_PLACEHOLDERS, is_true
 from container.serve.sessions import SessionStore, closed_headers, opened_headers
 
-SIGNATURE_FILE = "model.json"  # container.model's, which imports torch: a model without torch starts in half a second
+logger = logging.getLogger(__name__)
+
 UTF8_TYPES = (codec.JSON, codec.CSV, codec.JSON_LINES)  # handed to input_fn as text, as AWS's toolkit does
 HEADER_LIMIT = 1024  # of a response header that SageMaker passes on
 HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -170,8 +172,9 @@ def load_predictor(model_dir: Path, environ: Mapping[str, str], place: Place) ->
     """The model in `model_dir` with the user's functions, where there are any.
 
     Raises:
-        HandlerError: the user's file does not fit, or there is nothing to serve.
-        ModelFormatError: the built-in artifact is damaged.
+        HandlerError: the user's file does not fit.
+        ModelFileError: there is nothing to serve, several models, or a damaged one.
+        ModelFormatError: the signature is none, or the weights do not fit it.
         Exception: whatever the user's code raises.
     """
     device, default_accept = place.device, place.default_accept
@@ -183,30 +186,43 @@ def load_predictor(model_dir: Path, environ: Mapping[str, str], place: Place) ->
 
     program = find_program(model_dir, environ)
     functions = load_functions(program, place.modules) if program else NO_FUNCTIONS
-    built_in = not functions.model_fn and (model_dir / SIGNATURE_FILE).is_file()
-    if built_in:
-        from container.serve.classifier import ImageClassifier  # imports torch
+    found = None if functions.model_fn else _find_model_file(model_dir, environ, functions)
+    if found:
+        from container.serve import model_loader  # imports torch: a model without it starts in half a second
     limit_torch(place.torch_threads)
     load_context = Context({}, str(model_dir), device)
     if functions.pre_model_fn:
         functions.pre_model_fn(str(model_dir), load_context)
+    defaults: Any = None
     if functions.model_fn:
-        model = functions.model_fn(str(model_dir), load_context)
-        defaults: Any = ArrayModel(model, device, default_accept)
-        _check_default_predict(functions, model, program)
-    elif built_in:
-        defaults = ImageClassifier(model_dir, device, default_accept, is_true(environ, RECORD_PLACEHOLDERS))
-        model = defaults.network
-    elif functions.predict_fn or functions.transform_fn:
-        model, defaults = None, ArrayModel(None, device, default_accept)
+        defaults = ArrayModel(functions.model_fn(str(model_dir), load_context), device, default_accept)
+        _check_default_predict(functions, defaults.model, program)
+    elif found:
+        defaults = model_loader.load_defaults(found, device, default_accept, environ)
+        logger.info("the model is %s, %s", found.path.name, found.format.value)
+        if not (functions.predict_fn or functions.transform_fn):
+            model_loader.check_takes_one_input(defaults.model, found.path)
     else:
-        raise HandlerError(
-            f"{model_dir} holds neither {SIGNATURE_FILE} (the built-in program's model) nor code/inference.py "
-            f"with model_fn, predict_fn or transform_fn: {_listing(model_dir)}"
-        )
+        defaults = ArrayModel(None, device, default_accept)
+    model = defaults.model
     if functions.model_warmup_fn:
         functions.model_warmup_fn(str(model_dir), model, load_context)
     return Predictor(model, defaults, functions, context_of, place.sessions)
+
+
+def _find_model_file(model_dir: Path, environ: Mapping[str, str], functions: UserFunctions) -> ModelFile | None:
+    """The model file to load; functions of the user's that predict may do without one, or read it themselves."""
+    if not (functions.predict_fn or functions.transform_fn):
+        found = find_model_file(model_dir, environ)
+        if found is None:
+            raise nothing_to_serve(model_dir)
+        return found
+    try:
+        found = find_model_file(model_dir, environ)
+    except ModelFileError as error:
+        logger.info("predict_fn gets no model: %s", error)
+        return None
+    return found if found and found.is_complete(environ) else None
 
 
 def limit_torch(threads: int) -> None:
@@ -219,13 +235,6 @@ def _check_default_predict(functions: UserFunctions, model: Any, program: Path |
     if functions.predict_fn or functions.transform_fn or callable(model):
         return
     raise HandlerError(f"{program}: model_fn returned {type(model).__name__}, which cannot be called; write predict_fn")
-
-
-def _listing(model_dir: Path) -> str:
-    if not model_dir.is_dir():
-        return "the directory does not exist"
-    names = sorted(path.name for path in model_dir.iterdir())
-    return "it holds " + ", ".join(names[:8]) if names else "it is empty"
 
 
 def _answer(result: Any, kind: str, call: Call, session_headers: Mapping[str, str]) -> Response:

@@ -1,13 +1,14 @@
 import pytest
 import torch
 
+from container.model import load_model
 from container.serve import classifier
 from container.serve.classifier import ImageClassifier
 
 
 @pytest.fixture
 def model(artifact):
-    return ImageClassifier(artifact, "cpu", "application/json")
+    return ImageClassifier(*load_model(artifact), "cpu", "application/json")
 
 
 def test_a_frozen_network_gives_the_same_answers(model, monkeypatch):

@@ -12,6 +12,7 @@ from container.serve.metrics import (
     INVOKE_MODEL_ROUTE,
     METRICS_ROUTE,
     MODEL_ROUTE,
+    OPENAPI_ROUTE,
     OTHER_ROUTE,
     ROUTES,
     Metrics,
@@ -45,6 +46,12 @@ def create_app(service: Service) -> flask.Flask:
 
     if service.registry is not None:
         add_model_routes(app, service, service.registry)
+
+    @app.get(OPENAPI_ROUTE)
+    def document() -> flask.Response:
+        from container.serve.openapi import openapi  # numpy: after the socket answers
+
+        return answer(openapi(service))
 
     if service.metrics is not None:
         add_metrics(app, service, service.metrics)

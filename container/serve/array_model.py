@@ -12,6 +12,7 @@ import numpy as np
 from container.serve import codec
 from container.serve.call import Call
 from container.serve.exchange import BadRequest
+from container.serve.interface import Interface
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,9 @@ class ArrayModel:
     def encode(self, prediction: Any, call: Call) -> tuple[bytes, str]:
         kind = codec.negotiate(call.request.headers.get("accept"), codec.ARRAY_TYPES, self.default_accept)
         return codec.encode_prediction(_to_numpy(prediction), kind), kind
+
+    def interface(self) -> Interface:
+        return Interface()
 
     def warm_up(self) -> tuple[bytes, str] | None:
         """The example as a request this model must be able to answer."""

@@ -13,6 +13,7 @@ from container.model import ModelSignature, normalize, resize_image
 from container.serve import codec
 from container.serve.call import Call
 from container.serve.exchange import BadRequest, BodyTooLarge, UnsupportedMediaType
+from container.serve.interface import Interface
 
 CONTENT_TYPES = (codec.IMAGE, "image/*", *codec.ARRAY_TYPES, *codec.RECORD_TYPES)
 WORTH_FREEZING = 0.95  # a frozen copy holds its weights a second time while both live: 5 % is the least it must gain
@@ -177,6 +178,9 @@ class ImageClassifier:
     def _record(self, row: np.ndarray) -> dict[str, Any]:
         best = int(row.argmax())
         return {"label": self.signature.classes[best], "score": row[best], "probabilities": row}
+
+    def interface(self) -> Interface:
+        return Interface(self.signature.image_shape, self.signature.classes)
 
     def warm_up(self) -> tuple[bytes, str]:
         """A request this model must be able to answer: one black image."""

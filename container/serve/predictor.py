@@ -19,6 +19,7 @@ from container.serve.array_model import ArrayModel
 from container.serve.call import Call
 from container.serve.exchange import HandlerFailed, Request, Response, ServeError
 from container.serve.handlers import Context, HandlerError, UserFunctions, find_program, load_functions
+from container.serve.interface import Interface
 from container.serve.model_files import ModelFile, ModelFileError, find_model_file, nothing_to_serve
 from container.serve.modules import PrivateModules
 from container.serve.sessions import SessionStore, closed_headers, opened_headers
@@ -44,6 +45,8 @@ class Model(Protocol):
     def predict(self, batch: Sequence[Any]) -> list[Any]: ...
 
     def encode(self, prediction: Any, call: Call) -> tuple[bytes, str]: ...
+
+    def interface(self) -> Interface: ...
 
     def warm_up(self) -> tuple[bytes, str] | None: ...
 

@@ -129,15 +129,21 @@ def code_in(cell: str) -> list[str]:
 
 
 def test_the_table_of_hyperparameters_is_that_of_the_built_in_program():
-    settings = next(
-        node
-        for node in modules("container/train")["container.train.settings"].body
-        if isinstance(node, ast.ClassDef) and node.name == "Settings"
-    )
-    fields = [node for node in settings.body if isinstance(node, ast.AnnAssign) and node.value is not None]
-    defaults = {ast.unparse(node.target): ast.literal_eval(node.value) for node in fields}
+    body = modules("container/train")["container.train.settings"].body
+    classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
+
+    def defaults(section: str, prefix: str = "") -> Iterator[tuple[str, object]]:
+        for node in classes[section].body:
+            if not isinstance(node, ast.AnnAssign) or node.value is None:
+                continue
+            name, kind = f"{prefix}{ast.unparse(node.target)}", ast.unparse(node.annotation)
+            if kind in classes:
+                yield from defaults(kind, f"{name}.")
+            else:
+                yield name, ast.literal_eval(node.value)
+
     rows = {code_in(row[0])[0]: row[1] for row in table("train.md", "hyperparameters")}
-    texts = {name: json.dumps(value) if isinstance(value, bool) else str(value) for name, value in defaults.items()}
+    texts = {name: json.dumps(value) if isinstance(value, bool) else str(value) for name, value in defaults("Settings")}
     assert rows == texts
 
 

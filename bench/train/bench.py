@@ -110,10 +110,11 @@ def steady(base: Path) -> None:
     write_images(opt_ml.channel("train"), 1000, 16)
     environment, settings = read_environment(opt_ml, {}), Settings(epochs=3, batch_size=50, seed=1)
     process = classify.join_process_group()
-    loaded, signature = classify.load_data(environment, settings, process)
+    inputs = classify.load_data(environment, settings, process)
+    loaded, signature = inputs.data, inputs.signature
 
     def program() -> float:
-        job = classify.prepare(environment, settings, process, signature, loaded, classify.Phases())
+        job = classify.prepare(environment, settings, process, inputs, classify.Phases())
         with GracefulStop() as stop:
             began = time.process_time()
             classify.train(job, stop)

@@ -13,28 +13,19 @@ import time
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from container.contract import OptMl
-from container.train.data import (
-    DataError,
-    augment,
-    epoch_draws,
-    training_batches,
-)
+from container.train import fsdp
+from container.train.data import augment, epoch_draws, training_batches
 from container.train.environment import read_environment
 from container.train.health import Health
 from container.train.job import Job, Phases, to_device
-from container.train.metrics import Metrics
-from container.train.prepare import (
-    join_process_group,
-    load_data,
-    prepare,
-)
+from container.train.prepare import join_process_group, load_data, prepare
 from container.train.results import evaluate, finish
 from container.train.runtime import Runtime
 from container.train.settings import Settings
+from container.train.snapshot import resume, save_checkpoint
 from container.train.stop import STOP, GracefulStop
 
 logger = logging.getLogger(__name__)
@@ -56,13 +47,15 @@ def main() -> None:
     process = join_process_group()
     torch.manual_seed(settings.seed)
     with phases.measure("data"):
-        data, signature = load_data(environment, settings, process)
-    job = prepare(environment, settings, process, signature, data, phases)
+        inputs = load_data(environment, settings, process)
+    job = prepare(environment, settings, process, inputs, phases)
     resume(job)
     with GracefulStop() as stop, phases.measure("train"):
         train(job, stop)
     with phases.measure("checkpoint"):
         job.checkpoints.wait()
+        if job.sharded:
+            job.sharded.wait()
     finish(job)
     if process.world_size > 1:
         dist.destroy_process_group()
@@ -111,10 +104,8 @@ def train(job: Job, stop: GracefulStop) -> None:
 
 
 def distributed(job: Job) -> nn.Module:
-    """The network as the loop calls it: compiled and averaging gradients over ranks, as the job wants."""
-    if job.settings.compile:
-        job.network.compile()  # in place: names in the state dict stay
-    if job.process.world_size == 1:
+    """The network as the loop calls it: averaging gradients over ranks."""
+    if job.process.world_size == 1 or fsdp.is_sharded(job.network):
         return job.network
     on_gpu = job.process.device.type == "cuda"
     return DistributedDataParallel(
@@ -139,25 +130,35 @@ def train_step(
     """
     settings, device = job.settings, job.process.device
     totals = torch.zeros(2, device=device)
-    parts = list(zip(*(tensor.chunk(settings.accumulation_steps) for tensor in (images, labels, draws)), strict=True))
+    count = settings.compute.accumulation_steps
+    parts = list(zip(*(tensor.chunk(count) for tensor in (images, labels, draws)), strict=True))
     for number, (part, targets, chances) in enumerate(parts, start=1):
         inputs, targets = to_device(job, part), targets.to(device, non_blocking=True)  # [b, C, H, W], [b]
-        if settings.augment:
+        if settings.augmentation.augment:
             inputs = augment(inputs, chances.to(device, non_blocking=True))
-        is_last = number == len(parts)  # gradients travel with it
-        alone = isinstance(model, DistributedDataParallel) and not is_last
-        with model.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+        if job.mix:
+            inputs, targets = job.mix(inputs, targets)  # [b, C, H, W], [b, num_classes]
+        with contextlib.nullcontext() if number == len(parts) else fsdp.without_sync(model):
             with job.autocast:
                 logits = model(inputs)  # [b, num_classes]
-                loss = functional.cross_entropy(
-                    logits, targets, reduction="sum", label_smoothing=settings.label_smoothing
-                )
+                loss = job.objective(logits, targets)
             job.scaler.scale(loss / job.share_of_batch).backward()
-        totals += torch.stack([loss.detach(), (logits.argmax(1) == targets).sum()])
+        wanted = targets.argmax(1) if targets.ndim == 2 else targets  # of a mixed image the class that is most of it
+        totals += torch.stack([loss.detach(), (logits.argmax(1) == wanted).sum()])
+    update_weights(job)
+    return totals
+
+
+def update_weights(job: Job) -> None:
+    """The optimizer's step on the gradients that are there."""
+    if job.settings.optimizer.clip_norm:
+        job.scaler.unscale_(job.optimizer)
+        nn.utils.clip_grad_norm_(job.network.parameters(), job.settings.optimizer.clip_norm)
     job.scaler.step(job.optimizer)
     job.scaler.update()
     job.optimizer.zero_grad(set_to_none=True)
-    return totals
+    if job.average:
+        job.average.update(job.network)
 
 
 def out_of_patience(job: Job) -> bool:
@@ -175,7 +176,7 @@ def checkpoint_is_due(job: Job) -> int:
 
 def set_learning_rate(job: Job) -> None:
     """Linear warm-up, then half a cosine down to 0 at the last step."""
-    warmup = min(job.settings.warmup_epochs * job.steps_per_epoch, job.total_steps / 2)
+    warmup = min(job.settings.optimizer.warmup_epochs * job.steps_per_epoch, job.total_steps / 2)
     if job.step < warmup:
         factor = (job.step + 1) / (warmup + 1)
     else:
@@ -203,72 +204,11 @@ def end_epoch(job: Job, epoch: int, totals: torch.Tensor, seconds: float) -> Non
         values["validation:loss"], values["validation:accuracy"], _ = evaluate(job, "validation")
         if values["validation:accuracy"] > job.best_accuracy:
             job.best_accuracy, job.best_step = values["validation:accuracy"], job.step
-            job.best_weights = {name: value.detach().cpu().clone() for name, value in job.network.state_dict().items()}
+            job.best_weights = fsdp.full_state_dict(job.kept_network)
             if job.process.is_first:
                 best = {"accuracy": job.best_accuracy, "step": job.step, "model": job.best_weights}
                 job.checkpoints.save(job.step, best, kind="best")
     job.metrics.log(epoch, job.step, values)
-
-
-def save_checkpoint(job: Job) -> None:
-    """Everything a job needs to go on as if nothing had happened. Called on every rank, written by the first."""
-    if job.checkpoints.directory is None:
-        return
-    with job.phases.measure("checkpoint"):
-        generators = job.process.of_all(random_state(job.process.device))
-        if job.process.is_first:
-            state = {
-                "model": job.network.state_dict(),
-                "optimizer": job.optimizer.state_dict(),
-                "scaler": job.scaler.state_dict(),
-                "generators": generators,
-                "step": job.step,
-                "steps_per_epoch": job.steps_per_epoch,
-                "architecture": job.signature.architecture,
-                "classes": list(job.signature.classes),
-                "history": job.metrics.history,
-            }
-            job.checkpoints.save(job.step, state)
-        job.saved_at = time.monotonic()
-
-
-def random_state(device: torch.device) -> list[torch.Tensor]:
-    """Dropout's generators on this rank: CPU, then the GPU where there is one."""
-    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
-
-
-def resume(job: Job) -> None:
-    """Continue from the newest whole checkpoint of the first rank, on every rank; without one, start afresh.
-
-    Raises:
-        DataError: the checkpoint belongs to another network or other classes.
-    """
-    process = job.process
-    state, best = process.from_first(
-        (job.checkpoints.load(), job.checkpoints.load("best")) if process.is_first else (None, None)
-    )
-    if state is None:
-        return
-    if (state["architecture"], tuple(state["classes"])) != (job.signature.architecture, job.signature.classes):
-        raise DataError(
-            f"the checkpoint is of {state['architecture']} for classes {state['classes']}, the job of "
-            f"{job.signature.architecture} for {list(job.signature.classes)}: use an empty checkpoint location"
-        )
-    job.network.load_state_dict(state["model"])
-    job.optimizer.load_state_dict(state["optimizer"])
-    job.scaler.load_state_dict(state["scaler"])
-    # Another number of steps per epoch (the data has changed): the epoch counts, not the step.
-    job.step = state["step"] * job.steps_per_epoch // state["steps_per_epoch"]
-    if process.rank < len(state["generators"]):
-        cpu, *gpu = state["generators"][process.rank]
-        torch.set_rng_state(cpu)
-        if gpu and process.device.type == "cuda":
-            torch.cuda.set_rng_state(gpu[0], process.device)
-    job.metrics = Metrics(job.environment.opt_ml.output_data / "metrics.jsonl", process.rank, state["history"])
-    if best is not None:
-        job.best_accuracy, job.best_step, job.best_weights = best["accuracy"], best["step"], best["model"]
-    if process.is_first:
-        logger.info("resumed from the checkpoint of step %d of %d", job.step, job.total_steps)
 
 
 if __name__ == "__main__":

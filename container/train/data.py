@@ -155,6 +155,7 @@ class ImageData(Dataset[Batch]):
                 self,
                 sampler=indices,  # each "sample" is a batch's indices
                 batch_size=1,
+                generator=torch.Generator(),  # else it would draw from torch's own, whose state a resumed job restores
                 pin_memory=torch.cuda.is_available(),
                 **(self._loader_options or {}),
             )

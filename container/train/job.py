@@ -12,13 +12,14 @@ import torch.distributed as dist
 from torch import nn
 
 from container.model import ModelSignature, normalize
+from container.train.average import MovingAverage
 from container.train.checkpoint import Checkpoints
-from container.train.data import (
-    ImageData,
-)
+from container.train.data import ImageData
 from container.train.environment import TrainingEnvironment
 from container.train.metrics import Metrics
+from container.train.objective import Mix, Objective
 from container.train.settings import Settings
+from container.train.sharded import ShardedCheckpoints
 
 
 @dataclass
@@ -78,14 +79,22 @@ class Job:
 
     environment: TrainingEnvironment
     settings: Settings
+    """With numbers where the data has decided."""
     process: Process
     signature: ModelSignature
     network: nn.Module
+    """That learns: bare, or dealt out over the ranks."""
+    average: MovingAverage | None
+    objective: Objective
+    mix: Mix | None
     data: dict[str, ImageData]
     """Channel name -> images, `train` always among them."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     checkpoints: Checkpoints
+    """Written by rank 0; under `parallel=fsdp` of the best weights only."""
+    sharded: ShardedCheckpoints | None
+    """Under `parallel=fsdp`, written by every rank."""
     metrics: Metrics
     phases: Phases
     batch_size: int
@@ -100,6 +109,12 @@ class Job:
     best_accuracy: float = -1.0
     best_step: int | None = None
     best_weights: dict[str, torch.Tensor] | None = None
+    """On the CPU; under `parallel=fsdp` empty on every rank but the first."""
+
+    @property
+    def kept_network(self) -> nn.Module:
+        """That is evaluated and becomes the model."""
+        return self.average.network if self.average else self.network
 
     @property
     def total_steps(self) -> int:
@@ -112,9 +127,17 @@ class Job:
 
     @property
     def autocast(self) -> Any:
-        on_gpu = self.process.device.type == "cuda" and self.settings.amp
-        dtype = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float16
-        return torch.autocast(self.process.device.type, dtype=dtype, enabled=on_gpu)
+        dtype = amp_dtype(self.process.device, self.settings)
+        return torch.autocast(self.process.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def amp_dtype(device: torch.device, settings: Settings) -> torch.dtype | None:
+    """What networks compute in on this device beside float32; None for nothing else."""
+    if device.type != "cuda" or not settings.compute.amp:
+        return None
+    if settings.compute.amp_dtype:
+        return torch.bfloat16 if settings.compute.amp_dtype == "bfloat16" else torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def local_world_size() -> int:
@@ -122,8 +145,12 @@ def local_world_size() -> int:
     return int(os.environ["LOCAL_WORLD_SIZE"])
 
 
+def channels_last(process: Process, settings: Settings) -> bool:
+    """Whether images lie in memory as convolutions on GPUs prefer it."""
+    return process.device.type == "cuda" and settings.compute.channels_last
+
+
 def to_device(job: Job, images: torch.Tensor) -> torch.Tensor:
     """uint8 [B, C, H, W] as the network's normalised input on its device."""
     inputs = normalize(images.to(job.process.device, non_blocking=True), job.signature)
-    on_gpu = job.process.device.type == "cuda"
-    return inputs.contiguous(memory_format=torch.channels_last) if on_gpu else inputs
+    return inputs.contiguous(memory_format=torch.channels_last) if channels_last(job.process, job.settings) else inputs

@@ -2,32 +2,43 @@
 
 import logging
 import os
-import tarfile
-import tempfile
+import shutil
+import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from container.model import ModelSignature, build_network, load_model
+from container.model import ModelSignature, build_network
+from container.train import fsdp
+from container.train.average import MovingAverage
 from container.train.checkpoint import Checkpoints
-from container.train.data import (
-    DataError,
-    ImageData,
-    describe_images,
-    scan_folder,
-)
+from container.train.data import DataError, ImageData, ImageFolder, describe_images, scan_folder
 from container.train.environment import TrainingEnvironment, usable_cores
-from container.train.job import Job, Phases, Process, local_world_size
+from container.train.hyperparameters import HyperparameterError
+from container.train.job import Job, Phases, Process, amp_dtype, channels_last, local_world_size
 from container.train.metrics import Metrics
-from container.train.settings import HyperparameterError, Settings
+from container.train.objective import Objective, class_weights, mixing
+from container.train.recipe import build_optimizer, peak_learning_rate, resolve
+from container.train.settings import Settings
+from container.train.sharded import ShardedCheckpoints
+from container.train.transfer import Start, find_start
 
 logger = logging.getLogger(__name__)
 
-PEAK_LEARNING_RATE = 0.003  # for a batch of REFERENCE_BATCH
-REFERENCE_BATCH = 64
-MODEL_CHANNEL = "model"  # an earlier artifact to go on from
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the channels give."""
+
+    data: dict[str, ImageData]
+    """Channel name -> images, `train` always among them."""
+    signature: ModelSignature
+    """Of the model to come."""
+    start: Start | None
+    """Trained weights."""
 
 
 def join_process_group() -> Process:
@@ -42,14 +53,14 @@ def join_process_group() -> Process:
     return Process(int(os.environ["RANK"]), world_size, device)
 
 
-def load_data(
-    environment: TrainingEnvironment, settings: Settings, process: Process
-) -> tuple[dict[str, ImageData], ModelSignature]:
-    """Every channel's images, and the signature that all ranks derive from channel `train`.
+def load_data(environment: TrainingEnvironment, settings: Settings, process: Process) -> Inputs:
+    """Every channel's images, and the signature that all ranks derive from channel `train` and the weights to start at.
 
     Raises:
-        DataError: channel `train` is empty on a host; every rank raises, so that none waits for another.
+        DataError: channel `train` is empty on a host; every rank raises, so that none waits for another. Or there
+            are no weights where there should be some: see `find_start`.
     """
+    start = find_start(environment, settings.model)
     names = [name for name in ("train", "validation", "test") if name in environment.channels]
     folders = {name: scan_folder(environment.opt_ml.channel(name)) for name in names}
     counts = process.of_all((environment.current_host, len(folders["train"].files)))
@@ -60,63 +71,60 @@ def load_data(
             "with ShardedByS3Key there must be more objects than hosts"
         )
     classes = sorted({name for names in process.of_all(set(folders["train"].class_names)) for name in names})
-    signature = None
-    if process.is_first:
-        signature = describe_images(folders["train"], classes, settings.model, settings.image_size)
+    signature = describe(folders["train"], classes, settings, start) if process.is_first else None
     signature = process.from_first(signature)
-    ranks = local_world_size()
-    workers = settings.num_workers if settings.num_workers >= 0 else max(1, usable_cores() // ranks)
-    return {name: ImageData(folder, signature, workers, ranks) for name, folder in folders.items()}, signature
+    ranks, workers = local_world_size(), settings.compute.num_workers
+    workers = workers if workers >= 0 else max(1, usable_cores() // ranks)
+    data = {name: ImageData(folder, signature, workers, ranks) for name, folder in folders.items()}
+    return Inputs(data, signature, start)
+
+
+def describe(folder: ImageFolder, classes: list[str], settings: Settings, start: Start | None) -> ModelSignature:
+    """The signature of the model to come: what the job wants, else what its weights need, else what images say."""
+    architecture = settings.model or (start.architecture if start else "")
+    signature = describe_images(folder, classes, architecture, settings.image_size)
+    return start.adapt(signature, settings.image_size) if start else signature
 
 
 def prepare(
-    environment: TrainingEnvironment,
-    settings: Settings,
-    process: Process,
-    signature: ModelSignature,
-    data: dict[str, ImageData],
-    phases: Phases,
+    environment: TrainingEnvironment, settings: Settings, process: Process, inputs: Inputs, phases: Phases
 ) -> Job:
     """Network, optimizer and the division of work, the same on every rank."""
-    network = build_network(signature.architecture, len(signature.classes), signature.image_shape).to(process.device)
-    if process.device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network) if process.world_size > 1 else network
-        network = network.to(memory_format=torch.channels_last)
-    elif process.world_size > 1 and any(
-        isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()
-    ):
-        logger.warning(
-            "%s normalises each rank's part of a batch alone: batch_size / ranks counts", signature.architecture
-        )
-    if MODEL_CHANNEL in environment.channels:
-        load_earlier_model(environment.opt_ml.channel(MODEL_CHANNEL), network, process)
+    data, signature = inputs.data, inputs.signature
+    settings = resolve(settings, job_samples(environment, process, data), process.world_size)
     batch_size, shard, steps = divide_work(environment, settings, process, len(data["train"]))
-    learning_rate = settings.learning_rate or PEAK_LEARNING_RATE * settings.batch_size / REFERENCE_BATCH
-    decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]  # biases and norms
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=learning_rate,
-        eps=1e-6,  # 1e-8 turns rounding into steps where a gradient is almost 0
-    )
-    for group in optimizer.param_groups:
-        group["peak_lr"] = learning_rate
+    network = starting_network(settings, process, signature, inputs.start)
+    average = MovingAverage(network, settings.ema_decay) if settings.ema_decay else None
+    if settings.compute.parallel == "fsdp" and process.world_size > 1:
+        fsdp.shard(network, process.device.type)
+        if average:
+            fsdp.shard(average.network, process.device.type)
+    peak, reason = peak_learning_rate(settings, signature.architecture, inputs.start is not None, process.world_size)
     if process.is_first:
         logger.info(
-            "%s for %d classes of %dx%dx%d, %d images, batch %d over %d rank(s), peak learning rate %g",
+            "%s for %d classes of %dx%dx%d, %d images, batch %d over %d rank(s), %d epochs of %d steps, %s rate %s",
             *(signature.architecture, len(signature.classes), *signature.image_shape, len(data["train"])),
-            *(settings.batch_size, process.world_size, learning_rate),
+            *(settings.batch_size, process.world_size, settings.epochs, steps, "peak learning", reason),
         )
+    counts = sum(process.of_all(torch.bincount(data["train"].labels, minlength=len(signature.classes))))
+    assert isinstance(counts, torch.Tensor)
+    weights = class_weights(settings.loss, signature.classes, counts)
     return Job(
         environment=environment,
         settings=settings,
         process=process,
         signature=signature,
         network=network,
+        average=average,
+        objective=Objective(settings.loss.label_smoothing, weights).to(process.device),
+        mix=mixing(settings.augmentation, len(signature.classes)),
         data=data,
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(process.device.type, enabled=uses_float16(process, settings)),
+        optimizer=build_optimizer(network, settings, peak),
+        scaler=torch.amp.GradScaler(process.device.type, enabled=amp_dtype(process.device, settings) == torch.float16),
         checkpoints=Checkpoints(environment.checkpoint_dir, settings.keep_checkpoints),
+        sharded=ShardedCheckpoints(environment.checkpoint_dir, settings.keep_checkpoints)
+        if settings.compute.parallel == "fsdp"
+        else None,
         metrics=Metrics(environment.opt_ml.output_data / "metrics.jsonl", process.rank),
         phases=phases,
         batch_size=batch_size,
@@ -125,38 +133,54 @@ def prepare(
     )
 
 
-def load_earlier_model(channel: Path, network: nn.Module, process: Process) -> None:
-    """Start from the weights of an earlier job's artifact; those that do not fit, such as other classes', start anew.
-
-    Args:
-        channel: holds `model.tar.gz`, as SageMaker writes it, or the artifact's files.
-        network: gets the weights.
-        process: the first rank says what was taken.
-
-    Raises:
-        ModelFormatError: no artifact of the built-in program.
-    """
-    with tempfile.TemporaryDirectory() as unpacked:
-        directory = channel
-        if (channel / "model.tar.gz").is_file():
-            directory = Path(unpacked)
-            with tarfile.open(channel / "model.tar.gz") as archive:
-                archive.extractall(directory, filter="data")
-        earlier, _ = load_model(directory)
-    wanted = network.state_dict()
-    fitting = {
-        name: tensor
-        for name, tensor in earlier.state_dict().items()
-        if name in wanted and wanted[name].shape == tensor.shape
-    }
-    network.load_state_dict(fitting, strict=False)
-    if process.is_first:
-        logger.info("%d of %d tensors come from channel %r", len(fitting), len(wanted), MODEL_CHANNEL)
+def starting_network(settings: Settings, process: Process, signature: ModelSignature, start: Start | None) -> nn.Module:
+    """The network on its device, with the weights to start at."""
+    network = build_network(signature.architecture, len(signature.classes), signature.image_shape)
+    if start is not None:
+        taken = start.load_into(network)
+        if process.is_first:
+            logger.info("%s", taken)
+    network = network.to(process.device)
+    if process.world_size > 1 and process.device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    elif process.world_size > 1 and any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()
+    ):
+        logger.warning(
+            "%s normalises each rank's part of a batch alone: batch_size / ranks counts", signature.architecture
+        )
+    if channels_last(process, settings):
+        network = network.to(memory_format=torch.channels_last)
+    if settings.compute.compile:
+        compile_network(network, process)
+    return network
 
 
-def uses_float16(process: Process, settings: Settings) -> bool:
-    """Only float16 needs its loss scaled; bfloat16 has float32's range."""
-    return process.device.type == "cuda" and settings.amp and not torch.cuda.is_bf16_supported()
+def compile_network(network: nn.Module, process: Process) -> None:
+    """Have torch.compile make the network faster, in place so that names in the state dict stay, where it can."""
+    missing = missing_for_compile(process.device.type)
+    if missing is None:
+        network.compile()
+    elif process.is_first:
+        logger.warning("compile=true needs %s, which this image lacks: the network runs as it is", missing)
+
+
+def missing_for_compile(device_type: str) -> str | None:
+    """What torch.compile generates code for, and this machine has not: Triton builds C against Python's headers."""
+    if device_type != "cuda":
+        found = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
+        return None if found else "a C++ compiler (g++)"
+    if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
+        return "a C compiler (gcc and libc6-dev)"
+    return None if (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file() else "Python's headers (python3-dev)"
+
+
+def job_samples(environment: TrainingEnvironment, process: Process, data: dict[str, ImageData]) -> int:
+    """Images of channel `train` on all hosts together."""
+    if not environment.channel_is_sharded("train"):
+        return len(data["train"])
+    firsts = process.of_all(len(data["train"]) if int(os.environ["LOCAL_RANK"]) == 0 else 0)
+    return sum(firsts)
 
 
 def divide_work(

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn import functional
 
-from container.model import load_model, save_model
+from container.model import build_network, load_model, save_model
+from container.train import fsdp
 from container.train.disk import require_free_space, state_bytes
 from container.train.job import Job, local_world_size, to_device
 
@@ -18,31 +20,40 @@ logger = logging.getLogger(__name__)
 EVALUATION_BATCH = 256
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: FSDP goes on training with the buffers it gathers weights in here
 def evaluate(job: Job, channel: str) -> tuple[float, float, torch.Tensor]:
     """Loss and accuracy over a channel, and on this rank the probabilities of its share.
 
     Returns:
         Mean loss and accuracy over all ranks; float32 [images of this rank, num_classes] on the CPU.
     """
-    data, process = job.data[channel], job.process
+    data, process, network = job.data[channel], job.process, job.kept_network
     if process.world_size > 1:
-        for buffer in job.network.buffers():
+        for buffer in network.buffers():
             dist.broadcast(buffer, src=0)  # running statistics differ by rank; rank 0's are the ones that are saved
-    job.network.eval()
+    network.eval()
     totals = torch.zeros(3, dtype=torch.float64)  # loss, correct, images
     probabilities = [torch.empty(0, len(job.signature.classes))]
-    for images, labels, _ in data.batches(list(evaluation_share(job, channel).split(EVALUATION_BATCH))):
-        if not len(labels):
-            continue
+    batches = [batch for batch in evaluation_share(job, channel).split(EVALUATION_BATCH) if len(batch)]
+    for images, labels, _ in data.batches(batches):
         with job.autocast:
-            logits = job.network(to_device(job, images))
+            logits = network(to_device(job, images))
         logits = logits.float().cpu()  # [B, num_classes]
         loss = functional.cross_entropy(logits, labels, reduction="sum")
         totals += torch.stack([loss, (logits.argmax(1) == labels).sum(), torch.tensor(len(labels))]).double()
         probabilities.append(logits.softmax(1))
+    keep_company(job, network, len(batches))
     loss_sum, correct, images_seen = process.total(totals).tolist()
     return loss_sum / max(1, images_seen), correct / max(1, images_seen), torch.cat(probabilities)
+
+
+def keep_company(job: Job, network: nn.Module, done: int) -> None:
+    """Call a sharded network as often as the rank with most batches does: each call needs all ranks' weights."""
+    if fsdp.is_sharded(network):
+        nothing = torch.zeros(1, *job.signature.image_shape, dtype=torch.uint8)
+        for _ in range(max(job.process.of_all(done)) - done):
+            with job.autocast:
+                network(to_device(job, nothing))
 
 
 def evaluation_share(job: Job, channel: str) -> torch.Tensor:
@@ -56,20 +67,32 @@ def evaluation_share(job: Job, channel: str) -> torch.Tensor:
 def finish(job: Job) -> None:
     """Evaluate the best network on the test channel, save it, and leave report, predictions and plots."""
     if job.best_weights is not None:
-        job.network.load_state_dict(job.best_weights)
+        fsdp.load_full_state_dict(job.kept_network, job.best_weights)
     report: dict[str, Any] = {"classes": list(job.signature.classes), "world_size": job.process.world_size}
     if "test" in job.data:
         report |= test(job)
+    network = whole_network(job)
     if not job.process.is_first:
         return
     with job.phases.measure("export"):
-        require_free_space(job.environment.opt_ml.model, state_bytes(job.network.state_dict()), "the model")
-        save_model(job.environment.opt_ml.model, job.network, job.signature)
+        require_free_space(job.environment.opt_ml.model, state_bytes(network.state_dict()), "the model")
+        save_model(job.environment.opt_ml.model, network, job.signature)
         load_model(job.environment.opt_ml.model)  # raises where the artifact cannot be served
         plot(job, report)
     write_report(job, report)
     for name, seconds in job.phases.seconds.items():
         logger.info("phase %s: %.2f s", name, seconds)
+
+
+def whole_network(job: Job) -> nn.Module:
+    """The network to export, with all its weights on the first rank; call it on every rank."""
+    if not fsdp.is_sharded(job.kept_network):
+        return job.kept_network
+    weights = fsdp.full_state_dict(job.kept_network)
+    network = build_network(job.signature.architecture, len(job.signature.classes), job.signature.image_shape)
+    if job.process.is_first:
+        network.load_state_dict(weights)
+    return network
 
 
 def test(job: Job) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from container.train.health import Health, UnhealthyTraining
-from container.train.settings import HyperparameterError, Settings
+from container.train.hyperparameters import HyperparameterError
+from container.train.settings import Settings
 
 
 def test_a_loss_that_is_not_a_number_stops_by_default():

@@ -7,8 +7,8 @@ import pytest
 from container import contract
 from container.train import program as program_module
 from container.train.environment import read_environment
+from container.train.hyperparameters import HyperparameterError
 from container.train.program import ProgramError, check_builtin_job, find_program
-from container.train.settings import HyperparameterError
 
 
 def tarball(path, **files):

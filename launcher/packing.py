@@ -1,16 +1,17 @@
 """Puts a user's serving code into a model archive, where every SageMaker container looks for it: `code/`."""
 
-import gzip
 import hashlib
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from isal import igzip, isal_zlib
+
 from launcher.errors import ConfigError, JobFailed
 
 IGNORED = {"__pycache__", ".git", ".DS_Store", ".ipynb_checkpoints"}
 CODE = "code"
-FAST = 1  # gzip level: weights hardly shrink, and time is what a deployment waits for
+FAST = 1  # ISA-L's level: packs ten times as fast as zlib's 1, and no larger
 
 
 def code_files(directory: Path) -> list[Path]:
@@ -48,15 +49,16 @@ def repack(archive: Path, code: Path, target: Path) -> None:
     files = code_files(code)
     try:
         with (
-            tarfile.open(archive, "r:gz") as source,
-            gzip.open(target, "wb", compresslevel=FAST) as packed,
+            igzip.open(archive, "rb") as unpacked,
+            tarfile.open(fileobj=unpacked, mode="r|") as source,
+            igzip.open(target, "wb", compresslevel=FAST) as packed,
             tarfile.open(fileobj=packed, mode="w|") as output,
         ):
             for member in _members(source):
                 output.addfile(member, source.extractfile(member) if member.isreg() else None)
             for path in files:
                 output.add(path, f"{CODE}/{path.relative_to(code).as_posix()}")
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, isal_zlib.error, OSError, EOFError) as error:
         raise JobFailed(f"{archive} cannot be repacked: {error}") from error
 
 

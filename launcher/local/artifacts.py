@@ -6,9 +6,11 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from isal import igzip
+
 from launcher.local.errors import JobFailed
 
-COMPRESSION_LEVEL = 1  # weights hardly compress: level 6 takes four times as long for the same size
+COMPRESSION_LEVEL = 1  # of ISA-L's: ten times as fast as zlib's 1, and no larger
 
 
 def files_of(directories: Sequence[Path]) -> tuple[dict[str, Path], list[str]]:
@@ -34,7 +36,10 @@ def _files_below(directory: Path) -> Iterator[Path]:
 def pack(files: dict[str, Path]) -> bytes:
     """A gzipped tar of files under their names, without a leading directory."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=COMPRESSION_LEVEL) as archive:
+    with (
+        igzip.open(buffer, "wb", compresslevel=COMPRESSION_LEVEL) as packed,
+        tarfile.open(fileobj=packed, mode="w|") as archive,
+    ):
         for name, path in files.items():
             archive.add(path, name, recursive=False)
     return buffer.getvalue()

@@ -1,6 +1,7 @@
 """A user's serving code gets into a model archive, and the model's own files stay what they were."""
 
 import io
+import random
 import tarfile
 
 import pytest
@@ -38,8 +39,18 @@ def test_the_code_takes_the_place_of_what_was_there(archive, code, tmp_path):
         assert tar.extractfile("code/inference.py").read() == b"new"
 
 
-def test_a_damaged_archive_is_named(code, tmp_path):
-    (tmp_path / "bad.tar.gz").write_bytes(b"\x1f\x8bnope")
+def in_the_middle(whole):
+    """Bits of the deflate stream flipped; the gzip header is sound."""
+    return whole[:60] + bytes(255 - byte for byte in whole[60:-60]) + whole[-60:]
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"\x1f\x8bnope", in_the_middle, lambda whole: whole[: len(whole) // 2]])
+def test_a_damaged_archive_is_named(code, tmp_path, damage):
+    with tarfile.open(tmp_path / "good.tar.gz", "w:gz") as tar:
+        info = tarfile.TarInfo("weights.pt")
+        info.size = 100_000
+        tar.addfile(info, io.BytesIO(random.Random(1).randbytes(info.size)))
+    (tmp_path / "bad.tar.gz").write_bytes(damage((tmp_path / "good.tar.gz").read_bytes()))
     with pytest.raises(JobFailed, match=r"bad\.tar\.gz cannot be repacked"):
         packing.repack(tmp_path / "bad.tar.gz", code, tmp_path / "out.tar.gz")
 

@@ -123,12 +123,12 @@ class Admin:
         if endpoint is None:
             raise ResourceNotFound(f"No endpoint {arguments[0]!r}")
         sent = {name: headers.get(name, "") for name in ("Content-Type", "Accept") if headers.get(name)}
-        reply, variant = endpoint.invoke(Invocation(body, sent, contract.INVOCATION_TIMEOUT_SECONDS), None)
+        reply, variant_name = endpoint.invoke(Invocation(body, sent, contract.INVOCATION_TIMEOUT_SECONDS), None)
         try:
             text, encoding = reply.body.decode(), "text"
         except UnicodeDecodeError:
             text, encoding = base64.b64encode(reply.body).decode(), "base64"
-        return {"variant": variant.name, "contentType": reply.content_type, "body": text, "encoding": encoding}
+        return {"variant": variant_name, "contentType": reply.content_type, "body": text, "encoding": encoding}
 
     def _add_fault(self, _: list[str], __: Mapping[str, str], body: bytes) -> Document:
         try:

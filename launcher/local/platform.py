@@ -27,6 +27,7 @@ class Platform:
     logs: Logs
     runtime: Runtime
     aws_environment: dict[str, str]  # how a container reaches this server
+    max_instances: int = 4  # of one variant, however many are asked for: this is one machine
 
     @property
     def jobs_directory(self) -> Path:

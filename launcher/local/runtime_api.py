@@ -12,7 +12,8 @@ from container import contract
 from launcher.local import async_inference, event_stream
 from launcher.local.async_inference import AsyncRequest
 from launcher.local.buckets import ACCOUNT, BucketError, Buckets, parse_s3_uri
-from launcher.local.endpoints import Endpoint, Endpoints
+from launcher.local.endpoint import Endpoint
+from launcher.local.endpoints import Endpoints
 from launcher.local.errors import RuntimeValidationError, UnknownOperation
 from launcher.local.served_container import InvocationBroken, InvocationTimeout, Reply, StreamedReply
 from launcher.local.serving import Invocation
@@ -26,6 +27,7 @@ OPERATIONS = {
 STREAM_SECONDS = 480  # "8 minutes in total"
 INLINE_BYTES = 128_000  # Body of InvokeEndpointAsync
 PREFIX = "X-Amzn-SageMaker-"
+COMPONENT_HEADER = PREFIX + "Inference-Component"
 TARGET_CONTAINER_HEADER = PREFIX + "Target-Container-Hostname"
 INVOKED_VARIANT_HEADER = "x-Amzn-Invoked-Production-Variant"
 REQUEST_HEADERS = (  # what reaches the container under the same name ("Custom Inference Code with Hosting Services")
@@ -99,20 +101,29 @@ class RuntimeApi:
             contract.INVOCATION_TIMEOUT_SECONDS,
             headers.get(contract.TARGET_MODEL_HEADER, ""),
             headers.get(TARGET_CONTAINER_HEADER, ""),
+            headers.get(contract.SESSION_ID_HEADER, ""),
+            headers.get(COMPONENT_HEADER, ""),
         )
-        reply, variant = endpoint.invoke(invocation, headers.get(contract.TARGET_VARIANT_HEADER))
-        answered = [("Content-Type", reply.content_type), *caller_headers(reply, variant.name)]
+        reply, variant_name = endpoint.invoke(invocation, headers.get(contract.TARGET_VARIANT_HEADER))
+        answered = [("Content-Type", reply.content_type), *caller_headers(reply, variant_name)]
         return RuntimeReply("200 OK", answered, [reply.body])
 
     def _stream(self, endpoint: Endpoint, headers: Mapping[str, str], body: bytes) -> RuntimeReply:
         sent = container_headers(headers) | renamed({"Accept": headers.get(PREFIX + "Accept")})
-        hostname = headers.get(TARGET_CONTAINER_HEADER, "")
-        invocation = Invocation(body, sent, contract.INVOCATION_TIMEOUT_SECONDS, "", hostname)
-        reply, variant = endpoint.stream(invocation, headers.get(contract.TARGET_VARIANT_HEADER))
+        invocation = Invocation(
+            body,
+            sent,
+            contract.INVOCATION_TIMEOUT_SECONDS,
+            "",
+            headers.get(TARGET_CONTAINER_HEADER, ""),
+            headers.get(contract.SESSION_ID_HEADER, ""),
+            headers.get(COMPONENT_HEADER, ""),
+        )
+        reply, variant_name = endpoint.stream(invocation, headers.get(contract.TARGET_VARIANT_HEADER))
         answered = [
             ("Content-Type", event_stream.CONTENT_TYPE),
             (PREFIX + "Content-Type", reply.headers.get("Content-Type", "application/octet-stream")),
-            *caller_headers(reply, variant.name),
+            *caller_headers(reply, variant_name),
         ]
         return RuntimeReply("200 OK", answered, events(reply, time.monotonic() + STREAM_SECONDS))
 
@@ -166,6 +177,7 @@ def async_request(inference_id: str, headers: Mapping[str, str], output: Mapping
         failure_uri=f"{failure.rstrip('/')}/{name}-error.out" if failure else "",
         timeout_seconds=float(timeout),
         expires=time.time() + float(time_to_live),
+        received=time.time(),
     )
 
 

@@ -8,28 +8,27 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from launcher.local.alarms import Alarms
 from launcher.local.checks import (
-    check_endpoint_config,
     check_model,
     check_processing_job,
     check_training_job,
     check_transform_job,
 )
+from launcher.local.endpoint_api import EndpointApi
 from launcher.local.endpoints import Endpoints
 from launcher.local.errors import (
     ResourceInUse,
     ResourceNotFound,
     SerializationException,
-    ServiceError,
     UnknownOperation,
     ValidationException,
 )
 from launcher.local.platform import JobQueue, Platform
 from launcher.local.processing import ProcessingJob
+from launcher.local.resources import Resources
 from launcher.local.service_model import serialize, service_model, validate_request
 from launcher.local.store import (
-    ENDPOINT,
-    ENDPOINT_CONFIG,
     JOBS,
     KINDS,
     MODEL,
@@ -50,25 +49,21 @@ SORT_MEMBERS = {"CreationTime": "CreationTime", "LastModifiedTime": "LastModifie
 class SageMakerApi:
     """Every operation of the control plane that the local SageMaker has."""
 
-    def __init__(self, platform: Platform, queue: JobQueue, endpoints: Endpoints) -> None:
+    def __init__(self, platform: Platform, queue: JobQueue, endpoints: Endpoints, alarms: Alarms) -> None:
         self._platform = platform
         self._store = platform.store
         self._queue = queue
-        self._endpoints = endpoints
+        self._resources = Resources(platform)
         self._model = service_model("sagemaker")
         self._operations: dict[str, Callable[[Document], Document]] = {
             "CreateTrainingJob": self._create_training_job,
             "CreateTransformJob": self._create_transform_job,
             "CreateProcessingJob": self._create_processing_job,
             "CreateModel": self._create_model,
-            "CreateEndpointConfig": self._create_endpoint_config,
-            "CreateEndpoint": self._create_endpoint,
-            "UpdateEndpoint": self._update_endpoint,
-            "UpdateEndpointWeightsAndCapacities": self._update_weights,
-            "DeleteEndpoint": self._delete_endpoint,
             "AddTags": self._add_tags,
             "ListTags": self._list_tags,
             "DeleteTags": self._delete_tags,
+            **EndpointApi(platform, self._resources, endpoints, alarms).operations(),
         }
         for kind in KINDS:
             self._operations[f"Describe{kind.resource}"] = partial(self._describe, kind)
@@ -99,90 +94,36 @@ class SageMakerApi:
 
     # --- create -----------------------------------------------------------------------------------------------------
 
-    def _create(self, kind: Kind, request: Document, status: str = "") -> Document:
-        now = round(time.time(), 3)  # clients send times back in milliseconds
-        arn = self._platform.arn(kind, request[kind.name])
-        document = {**request, kind.arn: arn, "CreationTime": now, "LastModifiedTime": now}
-        if kind.status:
-            document[kind.status] = status
-        self._store.create(kind, document, lambda taken: self._taken(kind, taken))
-        return {kind.arn: arn}
-
-    def _taken(self, kind: Kind, taken: Document) -> ServiceError:
-        if kind in JOBS:
-            return ResourceInUse(
-                "Job name must be unique within an AWS account and region, and a "
-                f"{kind.words} with this name already exists ({taken[kind.arn]})"
-            )
-        return ValidationException(f'Cannot create already existing {kind.words} "{taken[kind.arn]}".')
-
     def _create_training_job(self, request: Document) -> Document:
         check_training_job(self._platform, request)
         transitions = next_transitions([], "Starting", time.time())
         extra = {"SecondaryStatus": "Starting", "SecondaryStatusTransitions": transitions}
-        answer = self._create(TRAINING_JOB, request | extra, "InProgress")
+        answer = self._resources.create(TRAINING_JOB, request | extra, "InProgress")
         self._queue.submit(answer["TrainingJobArn"], TrainingJob(self._platform, request).run)
         return answer
 
     def _create_transform_job(self, request: Document) -> Document:
-        self._existing(MODEL, request["ModelName"])
+        self._resources.existing(MODEL, request["ModelName"])
         check_transform_job(self._platform, request)
-        answer = self._create(TRANSFORM_JOB, request, "InProgress")
+        answer = self._resources.create(TRANSFORM_JOB, request, "InProgress")
         self._store.update(TRANSFORM_JOB, request["TransformJobName"], TransformStartTime=time.time())
         self._queue.submit(answer["TransformJobArn"], TransformJob(self._platform, request).run)
         return answer
 
     def _create_processing_job(self, request: Document) -> Document:
         check_processing_job(self._platform, request)
-        answer = self._create(PROCESSING_JOB, request, "InProgress")
+        answer = self._resources.create(PROCESSING_JOB, request, "InProgress")
         self._queue.submit(answer["ProcessingJobArn"], ProcessingJob(self._platform, request).run)
         return answer
 
     def _create_model(self, request: Document) -> Document:
         check_model(self._platform, request)
-        return self._create(MODEL, request)
-
-    def _create_endpoint_config(self, request: Document) -> Document:
-        for variant in request["ProductionVariants"] + request.get("ShadowProductionVariants", []):
-            if "ModelName" in variant:
-                self._existing(MODEL, variant["ModelName"])
-        check_endpoint_config(self._platform, request)
-        return self._create(ENDPOINT_CONFIG, request)
-
-    def _create_endpoint(self, request: Document) -> Document:
-        self._existing(ENDPOINT_CONFIG, request["EndpointConfigName"])
-        answer = self._create(ENDPOINT, request, "Creating")
-        self._endpoints.deploy(request["EndpointName"], request["EndpointConfigName"])
-        return answer
+        return self._resources.create(MODEL, request)
 
     # --- change -----------------------------------------------------------------------------------------------------
 
-    def _update_endpoint(self, request: Document) -> Document:
-        self._existing(ENDPOINT_CONFIG, request["EndpointConfigName"])
-        document = self._endpoint_at_rest(request)
-        self._store.update(ENDPOINT, request["EndpointName"], EndpointStatus="Updating")
-        self._endpoints.deploy(request["EndpointName"], request["EndpointConfigName"])
-        return document
-
-    def _update_weights(self, request: Document) -> Document:
-        document = self._endpoint_at_rest(request)
-        known = {variant["VariantName"] for variant in document.get("ProductionVariants", [])}
-        for desired in request["DesiredWeightsAndCapacities"]:
-            if desired["VariantName"] not in known:
-                raise ValidationException(f'The variant name "{desired["VariantName"]}" does not exist.')
-        endpoint = self._endpoints.find(request["EndpointName"])
-        if endpoint is not None:
-            endpoint.set_weights(request["DesiredWeightsAndCapacities"])
-        return document
-
-    def _endpoint_at_rest(self, request: Document) -> Document:
-        document = self._existing(ENDPOINT, request["EndpointName"])
-        if document["EndpointStatus"] not in ("InService", "Failed"):
-            raise ValidationException(f'Cannot update in-progress endpoint "{document["EndpointArn"]}".')
-        return document
-
     def _stop(self, kind: Kind, request: Document) -> Document:
-        document = self._existing(kind, request[kind.name])
+        document = self._resources.existing(kind, request[kind.name])
         control = self._queue.control(document[kind.arn])
         if document[kind.status] not in ("InProgress", "Stopping") or control is None:
             raise ValidationException(
@@ -194,16 +135,8 @@ class SageMakerApi:
 
     # --- read -------------------------------------------------------------------------------------------------------
 
-    def _existing(self, kind: Kind, name: str) -> Document:
-        document = self._store.find(kind, name)
-        if document is None:
-            if kind in JOBS:
-                raise ValidationException(f"Requested resource not found. (no {kind.words} named {name})")
-            raise ValidationException(f'Could not find {kind.words} "{self._platform.arn(kind, name)}".')
-        return document
-
     def _describe(self, kind: Kind, request: Document) -> Document:
-        return self._existing(kind, request[kind.name])
+        return self._resources.existing(kind, request[kind.name])
 
     def _list(self, kind: Kind, request: Document) -> Document:
         found = [document for document in self._store.all(kind) if is_listed(kind, document, request)]
@@ -223,18 +156,10 @@ class SageMakerApi:
     # --- delete -----------------------------------------------------------------------------------------------------
 
     def _delete(self, kind: Kind, request: Document) -> Document:
-        document = self._existing(kind, request[kind.name])
+        document = self._resources.existing(kind, request[kind.name])
         if kind in JOBS and document[kind.status] in ("InProgress", "Stopping"):
             raise ResourceInUse(f"The {kind.words} {request[kind.name]} is {document[kind.status]}; stop it first.")
         self._store.delete(kind, request[kind.name])
-        return {}
-
-    def _delete_endpoint(self, request: Document) -> Document:
-        document = self._existing(ENDPOINT, request["EndpointName"])
-        if document["EndpointStatus"] == "Deleting":
-            raise ValidationException(f'Cannot update in-progress endpoint "{document["EndpointArn"]}".')
-        self._store.update(ENDPOINT, request["EndpointName"], EndpointStatus="Deleting")
-        self._endpoints.delete(request["EndpointName"])
         return {}
 
     # --- tags -------------------------------------------------------------------------------------------------------

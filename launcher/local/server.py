@@ -8,13 +8,19 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from launcher.local.admin import Admin
+from launcher.local.alarms import Alarms
 from launcher.local.buckets import Buckets
 from launcher.local.client import ALIVE, AWS_CONFIG, DEFAULT_REGION, RUNTIME_VARIABLE, LocalServer
+from launcher.local.clock import SPEED_VARIABLE, Heartbeat, read_speed
 from launcher.local.containers import ProcessRuntime, Runtime
+from launcher.local.endpoint import Services
+from launcher.local.endpoint_metrics import EndpointMetrics
 from launcher.local.endpoints import Endpoints
 from launcher.local.faults import Faults
 from launcher.local.gateway import Gateway
@@ -29,6 +35,8 @@ from launcher.local.training import next_transitions
 logger = logging.getLogger(__name__)
 CONCURRENCY_VARIABLE = "SLIPWAY_LOCAL_JOBS"  # how many jobs run at once; the others wait
 DEFAULT_CONCURRENCY = 2
+INSTANCES_VARIABLE = "SLIPWAY_LOCAL_INSTANCES"  # how many instances of one variant run at most
+DEFAULT_INSTANCES = 4
 HOME_WATCH_SECONDS = 2.0
 DIED_REASON = "InternalServerError: the local SageMaker died while this job was running. Start the job again."
 
@@ -40,7 +48,7 @@ def main() -> int:
     alive = _hold_alive_lock(home)
     region = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION") or DEFAULT_REGION
     runtime = choose_runtime(home, os.environ.get(RUNTIME_VARIABLE, ""), os.environ.get("PYTHONPATH"))
-    server = LocalSageMaker(home, region, runtime, int(os.environ.get(CONCURRENCY_VARIABLE) or DEFAULT_CONCURRENCY))
+    server = LocalSageMaker(home, region, runtime, read_limits(os.environ))
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
@@ -87,10 +95,28 @@ def choose_runtime(home: Path, wanted: str, python_path: str | None) -> Runtime:
     return ProcessRuntime(home / "jobs", home / "process-home", python_path)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What this machine shall bear, and how long it shall wait."""
+
+    jobs: int
+    instances: int
+    speed: float
+
+
+def read_limits(environ: Mapping[str, str]) -> Limits:
+    """The limits that the environment asks for."""
+    return Limits(
+        jobs=int(environ.get(CONCURRENCY_VARIABLE) or DEFAULT_CONCURRENCY),
+        instances=int(environ.get(INSTANCES_VARIABLE) or DEFAULT_INSTANCES),
+        speed=read_speed(environ.get(SPEED_VARIABLE)),
+    )
+
+
 class LocalSageMaker:
     """Every part of the server, put together."""
 
-    def __init__(self, home: Path, region: str, runtime: Runtime, concurrency: int) -> None:
+    def __init__(self, home: Path, region: str, runtime: Runtime, limits: Limits) -> None:
         self._home = home
         listeners = bind(runtime.listen_hosts, last_port(home))
         url = f"http://127.0.0.1:{listeners[0].getsockname()[1]}"
@@ -103,12 +129,15 @@ class LocalSageMaker:
             logs=Logs(home, region),
             runtime=runtime,
             aws_environment=container_environment(self.local),
+            max_instances=limits.instances,
         )
-        self._queue = JobQueue(concurrency)
-        self._endpoints = Endpoints(self.platform)
+        self._queue = JobQueue(limits.jobs)
+        services = Services(EndpointMetrics(region, limits.speed), Alarms(region, limits.speed), limits.speed)
+        self._endpoints = Endpoints(self.platform, services)
+        self._heartbeat = Heartbeat(limits.speed, [self._endpoints.put_gauges, services.alarms.evaluate])
         faults = Faults()
         gateway = Gateway(
-            SageMakerApi(self.platform, self._queue, self._endpoints),
+            SageMakerApi(self.platform, self._queue, self._endpoints, services.alarms),
             RuntimeApi(self._endpoints, self.platform.buckets),
             self.platform.buckets,
             Admin(self.local, self.platform, self._queue, self._endpoints, faults),
@@ -124,6 +153,7 @@ class LocalSageMaker:
         self._fail_orphans()
         self._endpoints.start()
         threading.Thread(target=self._server.run, name="http", daemon=True).start()
+        self._heartbeat.start()
         state = {
             "url": self.local.url,
             "pid": self.local.pid,
@@ -138,6 +168,7 @@ class LocalSageMaker:
 
     def stop(self) -> None:
         """End every job and every container."""
+        self._heartbeat.stop()
         jobs = threading.Thread(target=self._queue.shut_down)
         jobs.start()
         self._endpoints.shut_down()

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ class Invocation:
     timeout_seconds: float
     target_model: str = ""  # multi-model: the archive's key below the model's prefix
     target_container: str = ""  # direct multi-container: its ContainerHostname
+    session_id: str = ""  # stateful sessions: which one; its requests go to one instance
+    component: str = ""  # the inference component that is asked
+    received: float = field(default_factory=time.perf_counter)  # since when the service has it
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,12 @@ def connect():
 
 
 @pytest.fixture(scope="session")
+def server_environment():
+    """The environment of a server that runs processes of the fake program, with changes."""
+    return server_environ
+
+
+@pytest.fixture(scope="session")
 def aws(tmp_path_factory):
     """Clients of a server that the whole session shares; names must be unique (see `unique`)."""
     home = tmp_path_factory.mktemp("local")

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from container.contract import OptMl
-from launcher.local.async_inference import AsyncQueue, AsyncRequest
+from launcher.local.async_inference import AsyncQueue, AsyncRequest, QueueHost
+from launcher.local.endpoint_metrics import EndpointMetrics
 from launcher.local.errors import JobFailed, ModelNotReady, ServiceUnavailable
 from launcher.local.multi_model import MultiModels
 from launcher.local.runtime_api import events
@@ -42,16 +43,35 @@ def async_request(**changes):
     return AsyncRequest(**(members | changes))
 
 
-def test_an_async_request_over_its_time_to_live_fails():
-    buckets = Bucket()
-    queue = AsyncQueue(buckets, {}, lambda invocation: pytest.fail("it must not be run"))
-    queue.submit(async_request(expires=time.time() - 1), b"body")
-    queue.end()
+@pytest.fixture
+def async_queue(tmp_path):
+    """A queue over a bucket and a function in a model's place; it is ended by the test."""
+
+    def make(buckets, invoke, instances=1, **output):
+        host = QueueHost("e", buckets, EndpointMetrics("us-east-1"), invoke, lambda: instances)
+        return AsyncQueue(host, tmp_path / "async", {"OutputConfig": output})
+
+    return make
+
+
+def ended_when(queue, condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    queue.end(fail=False)
     queue.join()
+
+
+def test_an_async_request_over_its_time_to_live_fails(async_queue):
+    buckets = Bucket()
+    queue = async_queue(buckets, lambda invocation: pytest.fail("it must not be run"), instances=0)
+    queue.submit(async_request(expires=time.time() - 1), b"body")
+    ended_when(queue, lambda: "bad" in buckets.objects)
     assert b"longer in the queue than its RequestTTLSeconds" in buckets.objects["bad"]
 
 
-def test_an_async_request_waits_while_the_instance_is_replaced():
+def test_an_async_request_waits_while_the_instance_is_replaced(async_queue, tmp_path):
     buckets, replies = (
         Bucket(),
         deque([ServiceUnavailable("being replaced"), Reply(200, {"Content-Length": "2"}, b"ok")]),
@@ -61,23 +81,19 @@ def test_an_async_request_waits_while_the_instance_is_replaced():
         reply = replies.popleft()
         if isinstance(reply, Exception):
             raise reply
-        done.set()
         return reply
 
-    done = threading.Event()
-    queue = AsyncQueue(buckets, {}, invoke)
+    queue = async_queue(buckets, invoke)
     queue.submit(async_request(), b"body")
-    assert done.wait(10)
-    queue.end()
-    queue.join()
+    ended_when(queue, lambda: buckets.objects)
+    assert list((tmp_path / "async").iterdir()) == []
     assert buckets.objects == {"good": b"ok"}
 
 
-def test_an_async_failure_without_a_failure_path_is_only_logged(caplog):
-    queue = AsyncQueue(Bucket(), {}, lambda invocation: 1 / 0)
+def test_an_async_failure_without_a_failure_path_is_only_logged(async_queue, caplog):
+    queue = async_queue(Bucket(), lambda invocation: 1 / 0)
     queue.submit(async_request(failure_uri=""), b"body")
-    queue.end()
-    queue.join()
+    ended_when(queue, lambda: "ZeroDivisionError" in caplog.text)
     assert "ZeroDivisionError: division by zero" in caplog.text
 
 

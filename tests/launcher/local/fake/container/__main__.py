@@ -172,6 +172,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         action = getattr(self, f"do_{word}", None) if word.isalpha() and len(word) < 10 else None
         if action is not None:
             return action(argument)
+        if "STATUS" in os.environ:
+            return self.answer(int(os.environ["STATUS"]), b"a bad model")
         prefix = os.environ.get("PREFIX", "").encode()
         return self.answer(200, prefix + body.upper(), {contract.CUSTOM_ATTRIBUTES_HEADER: "from-container"})
 

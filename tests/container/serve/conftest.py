@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waitress.server import create_server
 
 from container.model import ModelSignature, build_network, save_model
 from container.serve.app import create_app
@@ -169,6 +170,24 @@ def open_models(request, tmp_path):
 def door(open_door, artifact):
     """A door to the built-in classifier."""
     return open_door(artifact)
+
+
+@pytest.fixture(scope="session")
+def flask_server(artifact):
+    """The Flask app of the built-in classifier behind another WSGI server than gunicorn; its URL."""
+    plan = plan_server(MACHINE, {}, 0)
+    health = Health(1)
+    service = Service(plan, health, metrics=Metrics(1))
+    service.serve(load_predictor(artifact, {}, place_of(plan, "cpu")))
+    health.mark(health.claim(), State.READY)
+    server = create_server(create_app(service), host="127.0.0.1", port=0, threads=4)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    yield f"http://127.0.0.1:{server.effective_port}"
+    server.trigger.pull_trigger(server.close)  # on the server's own thread: its loop ends with its last socket
+    thread.join(30)
+    assert not thread.is_alive()
+    service.stop()
 
 
 class Server:

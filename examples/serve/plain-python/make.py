@@ -1,0 +1,10 @@
+"""Puts the weights and the code where the server looks for them."""
+
+import json
+import shutil
+from pathlib import Path
+
+code = Path("ml/model/code")
+code.mkdir(parents=True, exist_ok=True)
+shutil.copy("inference.py", code)
+(code.parent / "weights.json").write_text(json.dumps([0.5, 2]))

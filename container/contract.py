@@ -93,6 +93,11 @@ class OptMl:
         return self.output / "intermediate"
 
     @property
+    def tensorboard(self) -> Path:
+        """TensorBoardOutputConfig.LocalPath's default: exists only in a job that has one."""
+        return self.output / "tensorboard"
+
+    @property
     def failure(self) -> Path:
         return self.output / "failure"
 
@@ -150,6 +155,7 @@ HOST_LOST_SECONDS_VARIABLE = "SLIPWAY_HOST_LOST_SECONDS"  # silence after which 
 STOP_SECONDS_VARIABLE = "SLIPWAY_STOP_SECONDS"  # that ranks have between SIGTERM and our SIGKILL
 LINGER_SECONDS_VARIABLE = "SLIPWAY_LINGER_SECONDS"  # that a host which is done waits for the others
 LOG_FORMAT = "SLIPWAY_LOG_FORMAT"  # "json": one JSON object a line instead of text
+TRACKERS_VARIABLE = "SLIPWAY_TRACKERS"  # experiment trackers that get a training job's metrics: mlflow, wandb
 RUNTIME_DIR_VARIABLE = "SLIPWAY_RUNTIME_DIR"  # where a host's launcher and its ranks meet: pids, errors, stop request
 SM_PREFIX = "SM_"  # of the variables that user scripts read; the toolkits derive them from /opt/ml, and so do we
 
@@ -219,6 +225,8 @@ def metric_regex(name: str) -> str:
 HEALTH_PATH = "/ping"
 INVOCATIONS_PATH = "/invocations"
 EXECUTION_PARAMETERS_PATH = "/execution-parameters"
+BIDIRECTIONAL_STREAM_PATH = "/invocations-bidirectional-stream"  # a WebSocket: "Custom Inference Code with Hosting"
+BIDIRECTIONAL_STREAM_LABEL = "com.amazonaws.sagemaker.capabilities.bidirectional-streaming"
 DEFAULT_PORT = 8080
 CUSTOM_ATTRIBUTES_HEADER = "X-Amzn-SageMaker-Custom-Attributes"
 INFERENCE_ID_HEADER = "X-Amzn-SageMaker-Inference-Id"

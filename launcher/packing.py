@@ -58,7 +58,7 @@ def repack(archive: Path, code: Path, target: Path) -> None:
                 output.addfile(member, source.extractfile(member) if member.isreg() else None)
             for path in files:
                 output.add(path, f"{CODE}/{path.relative_to(code).as_posix()}")
-    except (tarfile.TarError, isal_zlib.error, OSError, EOFError) as error:
+    except (tarfile.TarError, isal_zlib.error, OSError, EOFError) as error:  # type: ignore[misc]
         raise JobFailed(f"{archive} cannot be repacked: {error}") from error
 
 

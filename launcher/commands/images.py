@@ -47,7 +47,7 @@ def build(options: Options, image: str, remote: bool) -> None:
     chosen = chosen_images(settings, image)
     common = settings.config.images
     if options.dry_run:
-        argv = {kind: images.build_argv(item, settings.directory, common.network) for kind, item in chosen.items()}
+        argv = {kind: images.build_argv(item, settings.directory, common) for kind, item in chosen.items()}
         return show(options, argv, [" ".join(words) for words in argv.values()])
     from launcher.images.registry import pull_newest
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,9 @@ from launcher.config import Image, Images
 from launcher.errors import ConfigError, JobFailed
 
 logger = logging.getLogger(__name__)
+
+INLINE_CACHE = "BUILDKIT_INLINE_CACHE"  # build argument with which BuildKit notes its cache in the image
+FIRST_WITH_BUILDKIT, NEEDS_BUILDX = 18, 23  # major versions of the docker client
 
 
 def local_reference(image: Image) -> str:
@@ -25,13 +29,10 @@ def build_arguments(image: Image) -> dict[str, str]:
     return {**base, **image.build_args}
 
 
-def build_argv(image: Image, directory: Path, network: str | None) -> list[str]:
-    """The docker client's command for a BuildKit build.
-
-    `--provenance=false` keeps the result one plain image: SageMaker refuses an index with an attestation. Clients
-    before buildx do not know it, and make none; see `build`.
-    """
-    arguments = [item for key, value in build_arguments(image).items() for item in ("--build-arg", f"{key}={value}")]
+def build_argv(image: Image, directory: Path, options: Images, cache: str | None = None) -> list[str]:
+    """The docker client's command for a BuildKit build; its layers can be another build's cache (`--cache-from`)."""
+    arguments = {**build_arguments(image), **({INLINE_CACHE: "1"} if options.buildkit else {})}
+    given = [item for key, value in arguments.items() for item in ("--build-arg", f"{key}={value}")]
     return [
         "docker",
         "build",
@@ -41,8 +42,9 @@ def build_argv(image: Image, directory: Path, network: str | None) -> list[str]:
         str(directory / image.dockerfile),
         "--tag",
         local_reference(image),
-        *arguments,
-        *(["--network", network] if network else []),
+        *given,
+        *(["--network", options.network] if options.network else []),
+        *(["--cache-from", cache] if cache else []),
         str(directory / image.context),
     ]
 
@@ -70,14 +72,7 @@ def build(image: Image, directory: Path, options: Images | None = None, cache: s
     client = engine()
     guard_disk(Path(client.info()["DockerRootDir"]), options.min_free_gb)
     if options.buildkit:
-        if not has_buildx():
-            raise ConfigError(
-                "the docker client has no buildx, which BuildKit needs; "
-                "install the docker-buildx plugin, or set images.buildkit: false"
-            )
-        argv, environment = build_argv(image, directory, options.network), buildkit_environment(os.environ)
-        if subprocess.run(argv, env=environment, check=False).returncode:
-            raise JobFailed(f"the build of {local_reference(image)} failed; the step above says why")
+        build_with_buildkit(image, directory, options, cache)
         return client.images.get(local_reference(image)).id
     _show_build(
         image,
@@ -112,13 +107,46 @@ def guard_disk(root: Path, least_gb: float) -> None:
         )
 
 
-def has_buildx() -> bool:
-    """Whether the docker client can build with BuildKit."""
-    return not subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False).returncode
+def build_with_buildkit(image: Image, directory: Path, options: Images, cache: str | None) -> None:
+    """Build with the docker client, which shows its progress itself.
+
+    Raises:
+        ConfigError: no docker client on PATH can use BuildKit.
+        JobFailed: a step failed; its output has been shown.
+    """
+    docker = buildkit_client(os.environ)
+    if docker is None:
+        raise ConfigError(
+            "no docker client on PATH has buildx, which BuildKit needs; "
+            "install the docker-buildx plugin, or set images.buildkit: false"
+        )
+    argv = [docker, *build_argv(image, directory, options, cache)[1:]]
+    if subprocess.run(argv, env=buildkit_environment(os.environ), check=False).returncode:
+        raise JobFailed(f"the build of {local_reference(image)} failed; the step above says why")
+
+
+def buildkit_client(environ: Mapping[str, str]) -> str | None:
+    """The first docker client on PATH that can use BuildKit: with the buildx plugin, or old enough to need none."""
+    for folder in environ.get("PATH", "").split(os.pathsep):
+        docker = shutil.which("docker", path=folder) if folder else None
+        if docker and (_runs(docker, "buildx", "version") or _is_older_than_buildx(docker)):
+            return docker
+    return None
+
+
+def _runs(*argv: str) -> bool:
+    return not subprocess.run(argv, capture_output=True, check=False).returncode
+
+
+def _is_older_than_buildx(docker: str) -> bool:
+    """Clients before 23 speak to the engine's BuildKit themselves."""
+    told = subprocess.run([docker, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"version (\d+)\.", told)
+    return version is not None and FIRST_WITH_BUILDKIT <= int(version[1]) < NEEDS_BUILDX
 
 
 def buildkit_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment with BuildKit on and its attestations off."""
+    """The environment with BuildKit on and its attestations off: SageMaker refuses an index with one."""
     return {**environ, "DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
 
 

@@ -1,6 +1,10 @@
 """Building images with the engine's API, or with the docker client and BuildKit."""
 
+import io
+import json
 import logging
+import os
+import tarfile
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +20,7 @@ def test_the_dockerfiles_arguments_are_the_base_image_and_ones_own():
 
 
 def test_the_docker_client_is_told_everything(tmp_path):
-    argv = images.build_argv(ServingImage(tag="1", base_image="debian:12"), tmp_path, "host")
+    argv = images.build_argv(ServingImage(tag="1", base_image="debian:12"), tmp_path, Images(network="host"))
     assert argv[:4] == ["docker", "build", "--platform", "linux/amd64"]
     assert argv[argv.index("--file") + 1] == str(tmp_path / "Dockerfile.serve")
     assert argv[argv.index("--tag") + 1] == "slipway-serve:1"
@@ -68,25 +72,91 @@ def test_the_engine_builds_an_image(tiny, caplog):
     assert "COPY one" in caplog.text
 
 
+BASE_IMAGE = os.environ.get("SLIPWAY_BASE_IMAGE", "slipway-base:bookworm")
+CACHE_MOUNT = f"""FROM {BASE_IMAGE}
+COPY one /
+RUN --mount=type=cache,id=slipway-test-tiny,target=/cache cat /one >> /cache/seen && cp /cache/seen /seen
+"""
+
+
+@pytest.fixture
+def buildkit():
+    """BuildKit, and a base image on this machine: nothing is pulled."""
+    if images.buildkit_client(os.environ) is None:
+        pytest.skip("no docker client on PATH can use BuildKit")
+    if not any(BASE_IMAGE in found.tags for found in images.engine().images.list()):
+        pytest.skip(f"no image {BASE_IMAGE}")
+    return Images(buildkit=True)
+
+
 @pytest.mark.docker
-def test_buildkit_builds_the_same_or_says_what_it_lacks(tiny):
+def test_buildkit_builds_what_the_engines_api_cannot(tiny, buildkit):
     image, directory = tiny
-    images.build(image, directory)
-    if not images.has_buildx():
-        with pytest.raises(ConfigError, match="install the docker-buildx plugin, or set images.buildkit: false"):
-            images.build(image, directory, Images(buildkit=True))
-        return
-    identity = images.build(image, directory, Images(buildkit=True))
-    assert images.engine().images.get("slipway-test-tiny:1").id == identity
+    (directory / "Dockerfile.train").write_text(CACHE_MOUNT)
+    with pytest.raises(JobFailed, match="--mount option requires BuildKit"):
+        images.build(image, directory)
+    identity = images.build(image, directory, buildkit)
+    client = images.engine()
+    assert client.images.get("slipway-test-tiny:1").id == identity
+    assert client.containers.run(image=identity, command=["cat", "/seen"], remove=True).startswith(b"1")
 
 
-def test_the_docker_client_that_fails_is_told(tiny_directory, monkeypatch):
-    (tiny_directory / "docker").write_text("#!/bin/sh\n[ $1 = buildx ]\n")
-    (tiny_directory / "docker").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tiny_directory}:/bin:/usr/bin")
+@pytest.mark.docker
+def test_buildkit_notes_its_cache_in_the_image_and_builds_from_it(tiny, buildkit):
+    image, directory = tiny
+    (directory / "Dockerfile.train").write_text(CACHE_MOUNT)
+    identity = images.build(image, directory, buildkit)
+    archive = io.BytesIO(b"".join(images.engine().images.get(identity).save()))
+    with tarfile.open(fileobj=archive) as tar:
+        (manifest,) = json.load(tar.extractfile("manifest.json"))
+        assert "moby.buildkit.cache.v0" in json.load(tar.extractfile(manifest["Config"]))
+    assert images.build(image, directory, buildkit, cache="slipway-test-tiny:1") == identity
+
+
+def docker_client(directory, script):
+    directory.mkdir()
+    (directory / "docker").write_text(f"#!/bin/sh\n{script}\n")
+    (directory / "docker").chmod(0o755)
+    return str(directory)
+
+
+@pytest.mark.parametrize(
+    ("version", "chosen"), [("Docker version 20.10.24+dfsg1, build 1", True), ("Docker version 28.2.2, build 2", False)]
+)
+def test_a_client_without_buildx_must_be_an_old_one(tmp_path, version, chosen):
+    old = docker_client(tmp_path / "old", f'[ "$1" = --version ] && echo "{version}"')
+    assert (images.buildkit_client({"PATH": old}) is not None) == chosen
+
+
+def test_the_first_client_on_path_that_can_is_taken(tmp_path):
+    bare = docker_client(tmp_path / "bare", "exit 1")
+    able = docker_client(tmp_path / "able", '[ "$1" = buildx ]')
+    assert images.buildkit_client({"PATH": f"{bare}::{tmp_path / 'none'}:{able}"}) == f"{able}/docker"
+
+
+def test_without_such_a_client_the_error_says_what_to_install(tiny_directory, monkeypatch):
+    monkeypatch.setenv("PATH", str(tiny_directory))
     monkeypatch.setattr(images, "engine", lambda: SimpleNamespace(info=lambda: {"DockerRootDir": "/nowhere"}))
-    with pytest.raises(JobFailed, match="the step above says why"):
+    with pytest.raises(ConfigError, match="install the docker-buildx plugin, or set images.buildkit: false"):
         images.build(TrainingImage(), tiny_directory, Images(buildkit=True))
+
+
+def test_a_buildkit_build_notes_its_cache_and_uses_one(tmp_path):
+    argv = images.build_argv(TrainingImage(), tmp_path, Images(buildkit=True), cache="repository@sha256:1")
+    assert argv[argv.index("--cache-from") + 1] == "repository@sha256:1"
+    assert "BUILDKIT_INLINE_CACHE=1" in argv
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("reference", ["slipway-train:local", "slipway-serve:local"])
+def test_of_our_images_a_change_of_code_is_less_than_a_megabyte(reference):
+    """The layers above the last package are all that a push sends after a change of code."""
+    client = images.engine()
+    if not any(reference in found.tags for found in client.images.list()):
+        pytest.skip(f"no image {reference}: make images")
+    newest_first = client.api.history(reference)
+    packages = next(index for index, layer in enumerate(newest_first) if "pip install" in layer["CreatedBy"])
+    assert 0 < sum(layer["Size"] for layer in newest_first[:packages]) < 1_000_000
 
 
 @pytest.mark.docker

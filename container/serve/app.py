@@ -1,6 +1,7 @@
 """The Flask app: every route of the server over the core. It is the definition, and runs under any WSGI server."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import flask
 from werkzeug.exceptions import HTTPException
@@ -14,6 +15,7 @@ from container.serve.metrics import (
     MODEL_ROUTE,
     OPENAPI_ROUTE,
     OTHER_ROUTE,
+    PAGE_ROUTE,
     ROUTES,
     Metrics,
 )
@@ -21,6 +23,11 @@ from container.serve.registry import Registry
 from container.serve.service import Service
 
 READ_METHODS = ("GET", "POST")
+PAGE = Path(__file__).with_name("page.html")
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src blob:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
 RULES = {"/models/<path:name>": MODEL_ROUTE, "/models/<path:name>/invoke": INVOKE_MODEL_ROUTE}
 
 
@@ -47,12 +54,7 @@ def create_app(service: Service) -> flask.Flask:
     if service.registry is not None:
         add_model_routes(app, service, service.registry)
 
-    @app.get(OPENAPI_ROUTE)
-    def document() -> flask.Response:
-        from container.serve.openapi import openapi  # numpy: after the socket answers
-
-        return answer(openapi(service))
-
+    add_document(app, service)
     if service.metrics is not None:
         add_metrics(app, service, service.metrics)
     add_traces(app)
@@ -62,8 +64,27 @@ def create_app(service: Service) -> flask.Flask:
 
 def invoke(service: Service, model: str | None) -> flask.Response:
     """The core's answer to the request at hand; the core counts it."""
+    request = read(flask.request)
     flask.g.counted = True
-    return answer(service.invoke(read(flask.request), model))
+    return answer(service.invoke(request, model))
+
+
+def add_document(app: flask.Flask, service: Service) -> None:
+    """`GET /openapi.json`, and `GET /` if wanted: one file, which loads nothing from elsewhere, to try the model."""
+
+    @app.get(OPENAPI_ROUTE)
+    def document() -> flask.Response:
+        from container.serve.openapi import openapi  # numpy: after the socket answers
+
+        return answer(openapi(service))
+
+    if not service.plan.page:
+        return
+
+    @app.get(PAGE_ROUTE)
+    def page() -> flask.Response:
+        headers = (("Content-Security-Policy", PAGE_POLICY), ("X-Content-Type-Options", "nosniff"))
+        return answer(Response(200, PAGE.read_bytes(), "text/html; charset=utf-8", headers))
 
 
 def add_metrics(app: flask.Flask, service: Service, metrics: Metrics) -> None:

@@ -32,6 +32,7 @@ SESSIONS_EXPIRATION = "SAGEMAKER_SESSIONS_EXPIRATION"
 SESSION_SECONDS = 1200
 RECORD_PLACEHOLDERS = "SLIPWAY_RECORD_PLACEHOLDERS"  # a bad line gets a placeholder: batch then loses no file to it
 MODEL_MEMORY_BYTES = "SLIPWAY_MODEL_MEMORY_BYTES"
+PAGE = "SLIPWAY_PAGE"  # "true": a page to try the model with at /
 METRICS_VARIABLE = "SLIPWAY_METRICS"  # "false": nothing is counted
 MODEL_SERVER_TIMEOUT_SECONDS = "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS"
 
@@ -75,6 +76,8 @@ class ServerPlan:
     multi_model: bool
     metrics: bool
     """Whether requests are counted and `/metrics` is there."""
+    page: bool
+    """Whether `/` is a page to try the model with."""
     model_memory_bytes: int | None
     """What all models together may take; None: as much as the machine has."""
     keep_alive_seconds: int = KEEP_ALIVE_SECONDS
@@ -127,6 +130,7 @@ def plan_server(machine: Machine, environ: Mapping[str, str], artifact_bytes: in
         session_seconds=float(_whole(environ, SESSIONS_EXPIRATION) or SESSION_SECONDS),
         batch=batch,
         multi_model=multi_model,
+        page=is_true(environ, PAGE),
         metrics=(environ.get(METRICS_VARIABLE) or "true").strip().lower() not in ("false", "0"),
         model_memory_bytes=_whole(environ, MODEL_MEMORY_BYTES),
     )

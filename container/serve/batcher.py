@@ -19,33 +19,46 @@ logger = logging.getLogger(__name__)
 
 
 QUIET_BATCHES = 4  # so many batches in a row without company, and the next may use every core
+PATIENCE_SECONDS = 0.25  # what waits behind a batch that uses every core waits so long, and then shares them with it
 
 
 class Cores:
-    """The cores of this process: each batch takes its share, a lone one in quiet times all; never more than there are.
+    """The cores of this process: each batch takes its share, a lone one in quiet times all.
 
-    A batch alone on a network that is worth several cores is answered sooner when its operators use them all.
+    A batch alone on a network that is worth several cores is answered sooner when its operators use them all. Never
+    more are used than there are, except beside a lone one that takes long: it may be waiting for something else.
     """
 
-    def __init__(self, threads: int, torch_threads: int) -> None:
+    def __init__(self, threads: int, torch_threads: int, patience: float = PATIENCE_SECONDS) -> None:
         self._share = torch_threads
         self._total = self._free = threads * torch_threads
+        self._patience = patience
         self._quiet = 0
+        self._shared = False
+        """Whether the batch that uses every core counts for one share by now."""
         self._changed = threading.Condition()
 
     def take(self, others_wait: bool) -> int:
         """Wait for a share; returns how many cores the batch may use."""
+        if self._total == self._share:  # one thread: all of them are its own
+            return self._share
         with self._changed:
             alone = not others_wait and self._free == self._total
             self._quiet = self._quiet + 1 if alone else 0
             while self._free < self._share:
-                self._changed.wait()
+                if not self._changed.wait(self._patience) and not self._shared:
+                    self._shared = True
+                    self._free += self._total - self._share
             width = self._total if self._quiet > QUIET_BATCHES and self._free == self._total else self._share
             self._free -= width
             return width
 
     def give(self, width: int) -> None:
+        if self._total == self._share:
+            return
         with self._changed:
+            if self._shared and width > self._share:
+                width, self._shared = self._share, False
             self._free += width
             self._changed.notify_all()
 

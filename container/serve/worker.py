@@ -10,6 +10,8 @@ from typing import Any
 from uvicorn import Server
 from uvicorn_worker import UvicornWorker
 
+from container.serve.protocol import Protocol
+
 DRAIN_SECONDS = 0.5  # after SIGTERM new requests are still taken for so long: some are on their way already
 
 
@@ -27,7 +29,7 @@ class Worker(UvicornWorker):
 
     CONFIG_KWARGS: dict[str, Any] = {
         "loop": "uvloop",
-        "http": "httptools",
+        "http": Protocol,
         "ws": "none",
         "interface": "asgi3",
         "lifespan": "off",

@@ -122,8 +122,20 @@ def test_a_batch_takes_its_share_of_the_cores_and_a_lone_one_in_quiet_times_all(
     assert [cores.take(others_wait=False) for _ in range(3)] == [1, 1, 1]
 
 
+def test_behind_a_long_batch_that_uses_every_core_others_begin_after_a_moment():
+    cores = Cores(threads=3, torch_threads=1, patience=0.01)
+    for _ in range(QUIET_BATCHES):
+        cores.give(cores.take(others_wait=False))
+    assert cores.take(others_wait=False) == 3
+    assert cores.take(others_wait=False) == 1
+    assert cores.take(others_wait=False) == 1
+    for width in (3, 1, 1):
+        cores.give(width)
+    assert [cores.take(others_wait=True) for _ in range(3)] == [1, 1, 1]
+
+
 def test_never_more_cores_are_used_than_there_are():
-    cores = Cores(threads=2, torch_threads=1)
+    cores = Cores(threads=2, torch_threads=1, patience=30)
     in_use, most, lock = [0], [0], threading.Lock()
 
     def work():

@@ -1,0 +1,112 @@
+"""The event loop's side of the core: requests go to the compute threads once per turn of the loop, answers come back.
+
+What one turn of the loop has read is handed over together, so that the compute threads are woken once for all of it.
+While the model is quick the loop then waits for the answers, a millisecond at most, instead of going to sleep and
+being woken: that is cheaper, and a slow prediction cannot hold the loop longer than that.
+"""
+
+import asyncio
+import contextlib
+import time
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from container.serve.call import Call
+from container.serve.exchange import Response
+from container.serve.service import Service
+
+LOOK_SECONDS = 0.25  # how soon a deadline is noticed; a shorter request never pays for it
+PATIENCE_SECONDS = 0.001  # so long the loop waits for the answers of a quick model
+SLOW_SECONDS = 1.0  # after a wait in vain the loop does not wait for so long: a slow model costs it a thousandth
+
+
+class Waiter(Protocol):
+    """Who waits on the event loop for the answer to a call."""
+
+    call: Call
+
+    def take(self, response: Response) -> None:
+        """Have the answer; on the event loop, once."""
+
+
+class Front:
+    """Between one event loop and a service. All methods but `deliver` belong to the loop's thread."""
+
+    def __init__(self, service: Service, loop: asyncio.AbstractEventLoop) -> None:
+        self._service = service
+        self._loop = loop
+        self._turn: list[tuple[Call, str | None]] = []
+        self._waiting: set[Waiter] = set()
+        self._looking = False
+        self._answers: SimpleQueue[tuple[Waiter, Response]] = SimpleQueue()
+        self._attending = False
+        """Whether the loop takes the answers by itself; else it must be woken."""
+        self._woken = False
+        self._wait_again = 0.0
+
+    def submit(self, waiter: Waiter, model: str | None) -> None:
+        """Have `waiter.call` answered; `waiter.take` gets the answer unless the waiter is forgotten before."""
+        self._waiting.add(waiter)
+        if not self._looking:
+            self._looking = True
+            self._loop.call_later(LOOK_SECONDS, self._look)
+        if not self._turn:
+            self._loop.call_soon(self._hand_over)
+        self._turn.append((waiter.call, model))
+
+    def forget(self, waiter: Waiter) -> None:
+        """Nobody waits any more: work that has not begun is dropped."""
+        if waiter in self._waiting:
+            waiter.call.cancelled = True
+            self._waiting.remove(waiter)
+
+    def deliver(self, waiter: Waiter, response: Response) -> None:
+        """Give the answer; from any thread."""
+        self._answers.put((waiter, response))
+        if not self._attending and not self._woken:
+            self._woken = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped and nobody waits
+                self._loop.call_soon_threadsafe(self._take_answers)
+
+    def _hand_over(self) -> None:
+        turn, self._turn = self._turn, []
+        self._attending = time.monotonic() >= self._wait_again
+        for call, model in turn:
+            self._service.submit(call, model)
+        if self._attending:
+            try:
+                self._attend(len(turn))
+            finally:
+                self._attending = False
+            self._take_answers()  # what came in before the line above has woken nobody
+
+    def _attend(self, count: int) -> None:
+        """Take so many answers, as long as they come quickly."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        try:
+            for _ in range(count):
+                self._take(*self._answers.get(timeout=max(0.0, until - time.monotonic())))
+        except Empty:
+            self._wait_again = until + SLOW_SECONDS
+
+    def _take_answers(self) -> None:
+        self._woken = False  # before looking: what is delivered from here on wakes the loop again
+        with contextlib.suppress(Empty):
+            while True:
+                self._take(*self._answers.get_nowait())
+
+    def _take(self, waiter: Waiter, response: Response) -> None:
+        if waiter in self._waiting:  # else its client has left, or it was past its deadline
+            self._waiting.remove(waiter)
+            self._service.answered(waiter.call, response)
+            waiter.take(response)
+
+    def _look(self) -> None:
+        """Answer what is past its deadline; called every moment while requests wait."""
+        limit = self._service.plan.request_timeout_seconds
+        for waiter in [waiter for waiter in self._waiting if self._service.age(waiter.call) > limit]:
+            waiter.call.cancelled = True
+            self._take(waiter, self._service.deadline_exceeded(waiter.call).response())
+        self._looking = bool(self._waiting)
+        if self._looking:
+            self._loop.call_later(LOOK_SECONDS, self._look)

@@ -1,0 +1,312 @@
+"""HTTP on one connection: invocations and pings go straight to the core, everything else the ASGI way.
+
+Parsing and all that is rare are uvicorn's and httptools'. What is frequent is shorter here: no task, no ASGI scope, no
+events, one write per answer. A request takes the short way when nothing before it on its connection is unanswered; a
+pipelined one takes the ASGI way, so that answers keep the order of their requests.
+"""
+
+import asyncio
+import io
+from functools import lru_cache
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from container import contract
+from container.serve.asgi import Door
+from container.serve.call import Call
+from container.serve.exchange import HandlerFailed, Request, Response
+from container.serve.front import Front
+
+INVOCATIONS = contract.INVOCATIONS_PATH.encode()
+HEALTH = contract.HEALTH_PATH.encode()
+LARGE_BYTES = 65536  # from here on a body is not copied behind its head
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Exchange:
+    """One request on the short way and its answer; uvicorn takes it for the cycle that the connection is in."""
+
+    __slots__ = (
+        "_pieces",
+        "body",
+        "call",
+        "disconnected",
+        "headers",
+        "keep_alive",
+        "length",
+        "protocol",
+        "response_complete",
+        "path",
+        "model",
+    )
+
+    call: Call
+    """There once the body is complete."""
+
+    def __init__(self, protocol: "Protocol", path: str, model: str | None) -> None:
+        self.protocol = protocol
+        self.path = path
+        self.model = model
+        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in protocol.headers}
+        self.keep_alive = protocol.parser.should_keep_alive() and protocol.parser.get_http_version() != "1.0"
+        self.disconnected = self.response_complete = False
+        self.body = b""
+        self.length = 0
+        self._pieces: io.BytesIO | None = None
+
+    def add(self, piece: bytes) -> None:
+        """Take a piece of the body. A buffer grows in place, and hands out what it holds without a copy."""
+        self.length += len(piece)
+        if self._pieces is not None:
+            self._pieces.write(piece)
+        elif not self.body:
+            self.body = piece
+        else:
+            self._pieces = io.BytesIO()
+            self._pieces.write(self.body)
+            self._pieces.write(piece)
+            self.body = b""
+
+    def request(self) -> Request:
+        """The request, once its body is complete."""
+        body, self.body = self.body or (self._pieces.getvalue() if self._pieces else b""), b""
+        self._pieces = None
+        return Request("POST", self.path, self.headers, body)
+
+    def deliver(self, response: Response) -> None:
+        """Take the answer from any thread."""
+        self.protocol.front.deliver(self, response)
+
+    def take(self, response: Response) -> None:
+        """Send the answer."""
+        self.protocol.answer(self, response)
+
+    @property
+    def message_event(self) -> "Exchange":
+        return self
+
+    def set(self) -> None:
+        """Uvicorn would wake here who waits for more of the body or for the client to leave."""
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, with a short way through."""
+
+    app: Door
+    _defaults: tuple[Any, bytes] = (None, b"")
+    """uvicorn's list of headers that every answer has, and how they look on the wire."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.front: Front = self.app.front()
+        self._current: Exchange | None = None
+        """On the short way: its body is being received, or it waits for its answer."""
+        self._receiving = False
+        self._idle_since: float | None = None
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._current is not None:
+            self.front.forget(self._current)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+        super().connection_lost(exc)
+
+    # -- a request comes in
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._receiving = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        exchange = self._short_way()
+        if exchange is None:
+            self._asgi_way()
+            return
+        self.cycle = self._current = exchange  # type: ignore[assignment]
+        self._receiving = True
+        announced = exchange.headers.get("content-length", "0")
+        expected = exchange.headers.get("expect", "").lower() == "100-continue"
+        if announced.isdecimal() and int(announced) > self.app.service.plan.max_request_bytes:
+            exchange.keep_alive = exchange.keep_alive and not expected  # else the body that is not sent would be missed
+            self._refuse(exchange, int(announced))
+        elif expected:
+            self.transport.write(CONTINUE)
+
+    def _short_way(self) -> Exchange | None:
+        """An exchange, if this request may take the short way."""
+        if (self.cycle is not None and not self.cycle.response_complete) or self.flow.write_paused:
+            return None
+        method, url = self.parser.get_method(), self.url
+        if self.parser.should_upgrade():
+            return None
+        if (url == INVOCATIONS and method == b"POST") or (url == HEALTH and method == b"GET"):
+            return Exchange(self, url.decode(), None)
+        if url.startswith(b"/models/") and b"%" not in url and b"?" not in url:
+            path = url.decode("latin-1")
+            model = self.app.invoked_model(path, method.decode())
+            return Exchange(self, path, model) if model else None
+        return None
+
+    def _asgi_way(self) -> None:
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        for name, value in headers:
+            super().on_header(name, value)
+        self.url = url
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._receiving:
+            super().on_body(body)
+            return
+        exchange = self._current
+        if exchange is None:  # refused: the rest is read and dropped
+            return
+        exchange.add(body)
+        if exchange.length > self.app.service.plan.max_request_bytes:
+            self._refuse(exchange, exchange.length)
+
+    def on_message_complete(self) -> None:
+        if not self._receiving:
+            super().on_message_complete()
+            return
+        self._receiving = False
+        exchange = self._current
+        if exchange is None:
+            return
+        if exchange.path == contract.HEALTH_PATH:
+            self.answer(exchange, self.app.ping())
+            return
+        exchange.call = Call(exchange.request(), exchange.deliver)
+        self.front.submit(exchange, exchange.model)
+
+    def _refuse(self, exchange: Exchange, length: int) -> None:
+        self.answer(exchange, self.app.too_large(length, exchange.model))
+
+    # -- its answer goes out
+
+    def answer(self, exchange: Exchange, response: Response) -> None:
+        """Send the answer of the exchange at hand, and let the next request begin."""
+        self._current = None
+        if not isinstance(response.body, bytes):
+            self._stream(exchange, response)
+            return
+        exchange.response_complete = True
+        if self.transport.is_closing():
+            return
+        if self.app.draining:
+            exchange.keep_alive = False
+        try:
+            self._write(self._head(response), response.body, exchange.keep_alive)
+        except (ValueError, TypeError, AttributeError) as error:  # in a response that the handler made itself
+            self.logger.error("an answer cannot be sent: %s", error)
+            failed = HandlerFailed(f"the handler's response cannot be sent: {error}").response()
+            self._write(self._head(failed), failed.body, exchange.keep_alive)  # type: ignore[arg-type]
+        self.on_response_complete()
+
+    def _write(self, head: bytes, body: bytes, keep_alive: bool) -> None:
+        end = b"content-length: %d\r\n\r\n" if keep_alive else b"content-length: %d\r\nconnection: close\r\n\r\n"
+        if len(body) < LARGE_BYTES:
+            self.transport.write(head + end % len(body) + body)
+        else:
+            self.transport.write(head + end % len(body))
+            self.transport.write(body)
+        if not keep_alive:
+            self.transport.close()
+
+    def _head(self, response: Response) -> bytes:
+        defaults = self.server_state.default_headers  # another list every second, with another date
+        if Protocol._defaults[0] is not defaults:
+            Protocol._defaults = defaults, b"".join(b"%b: %b\r\n" % header for header in defaults)
+        content_type = response.content_type if response.body != b"" else ""
+        if not response.headers:
+            return status_line(response.status, content_type) + Protocol._defaults[1]
+        return first_lines(response.status, content_type, response.headers) + Protocol._defaults[1]
+
+    def _stream(self, exchange: Exchange, response: Response) -> None:
+        """Send a stream the ASGI way, in the place of the exchange."""
+
+        async def respond(scope: Any, receive: Any, send: Any) -> None:
+            await self.app.send(response, receive, send)
+
+        scope: Any = {"type": "http", "method": "POST", "http_version": "1.1", "path": exchange.path, "headers": []}
+        cycle = RequestResponseCycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=exchange.keep_alive,
+            on_response=self.on_response_complete,
+        )
+        cycle.more_body = False
+        if self.cycle is exchange:  # else a pipelined request waits behind it
+            self.cycle = cycle
+        self._start_asgi_task(cycle, respond)
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    # One timer lives as long as the connection, and is set anew when it rings: requests come far more often.
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        idle = 0.0 if self._idle_since is None else self.loop.time() - self._idle_since
+        if idle >= self.timeout_keep_alive:
+            super().timeout_keep_alive_handler()
+            return
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive - idle, self.timeout_keep_alive_handler
+        )
+
+
+@lru_cache(maxsize=256)
+def status_line(status: int, content_type: str) -> bytes:
+    """The first lines of an answer without headers of its own."""
+    return first_lines(status, content_type, ())
+
+
+def first_lines(status: int, content_type: str, headers: tuple[tuple[str, str], ...]) -> bytes:
+    """Status line and headers.
+
+    Raises:
+        ValueError: a header would break the answer's framing, or there is no such status.
+    """
+    if status not in STATUS_LINE:
+        raise ValueError(f"status {status!r} cannot be sent")
+    lines = [STATUS_LINE[status]]
+    for name, value in (*headers, *([("content-type", content_type)] if content_type else [])):
+        line = name.lower().encode("latin-1"), value.encode("latin-1")
+        if HEADER_RE.search(line[0]) or HEADER_VALUE_RE.search(line[1]):
+            raise ValueError(f"response header {name!r} cannot be sent: {value!r}")
+        lines.append(b"%b: %b\r\n" % line)
+    return b"".join(lines)

@@ -11,6 +11,7 @@ from a2wsgi import WSGIMiddleware
 
 from container import contract
 from container.serve.app import create_app
+from container.serve.bidirectional import Conversations
 from container.serve.call import Call
 from container.serve.exchange import Request, Response
 from container.serve.front import Front
@@ -36,6 +37,7 @@ class Door:
         self.draining = False
         """Set at shutdown: every answer then asks its client to open no further request on the connection."""
         self._flask: Any = WSGIMiddleware(_terminated(create_app(service)), workers=FLASK_THREADS)
+        self.conversations = Conversations(service)
         self._streams = ThreadPoolExecutor(STREAM_THREADS, thread_name_prefix="stream")
         self._front: Front | None = None
 
@@ -46,6 +48,9 @@ class Door:
         return self._front
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self.conversations(scope, receive, send)
+            return
         path = scope["path"] if scope["type"] == "http" else ""
         if path == contract.INVOCATIONS_PATH and scope["method"] == "POST":
             await self._invoke(scope, receive, send, None)

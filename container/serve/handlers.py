@@ -3,7 +3,8 @@
 The names and arguments are those of AWS's inference toolkits: `model_fn(model_dir)`, `input_fn(data, content_type)`,
 `predict_fn(data, model)`, `output_fn(prediction, accept)`, or `transform_fn(model, data, content_type, accept)` in
 place of the last three; each may take `context` as well. `pre_model_fn(model_dir)` and
-`model_warmup_fn(model_dir, model)` run around loading.
+`model_warmup_fn(model_dir, model)` run around loading. `bidirectional_stream_fn(messages, model)` is ours: it answers
+the messages of a WebSocket as it reads them.
 """
 
 import importlib.util
@@ -32,6 +33,7 @@ ARGUMENTS = {
     "predict_fn": ("data", "model"),
     "output_fn": ("prediction", "accept"),
     "transform_fn": ("model", "data", "content_type", "accept"),
+    "bidirectional_stream_fn": ("messages", "model"),
 }
 
 
@@ -107,6 +109,12 @@ class UserFunctions:
     predict_fn: Handler | None = None
     output_fn: Handler | None = None
     transform_fn: Handler | None = None
+    bidirectional_stream_fn: Handler | None = None
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the user's own code does with the model what is to be done."""
+        return bool(self.predict_fn or self.transform_fn or self.bidirectional_stream_fn)
 
     def names(self) -> list[str]:
         return [field.name for field in fields(self) if getattr(self, field.name)]

@@ -104,7 +104,7 @@ class PrivateModules:
         return FileFinder(
             directory,
             (ExtensionFileLoader, EXTENSION_SUFFIXES),
-            (self._loader, SOURCE_SUFFIXES),
+            (self._loader, SOURCE_SUFFIXES),  # type: ignore[arg-type]
             (SourcelessFileLoader, BYTECODE_SUFFIXES),
         )
 

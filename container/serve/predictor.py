@@ -8,7 +8,7 @@ import functools
 import logging
 import re
 import sys
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -143,6 +143,24 @@ class Predictor:
             prediction, kind = prediction
         return _answer(prediction, kind, call, self._session_headers(call))
 
+    @property
+    def converses(self) -> bool:
+        """Whether the model takes bidirectional streams."""
+        return self.functions.bidirectional_stream_fn is not None
+
+    def converse(self, request: Request, messages: Any) -> Iterator[Any] | AsyncIterator[Any]:
+        """The user's answers to a bidirectional stream, as they come.
+
+        Raises:
+            BadRequest: the request names a session that is unknown.
+            HandlerFailed: the user's function returns something else.
+        """
+        assert self.functions.bidirectional_stream_fn is not None
+        answers = self.functions.bidirectional_stream_fn(messages, self.model, self._context_of(request))
+        if not isinstance(answers, Iterator | AsyncIterator):
+            raise HandlerFailed(f"bidirectional_stream_fn returned {type(answers).__name__}; it must yield its answers")
+        return answers
+
     def _session_headers(self, call: Call) -> dict[str, str]:
         """What tells the platform that this call opened or closed a session; the closed one is forgotten here."""
         context = call.context
@@ -203,7 +221,7 @@ def load_predictor(model_dir: Path, environ: Mapping[str, str], place: Place) ->
     elif found:
         defaults = model_loader.load_defaults(found, device, default_accept, environ)
         logger.info("the model is %s, %s", found.path.name, found.format.value)
-        if not (functions.predict_fn or functions.transform_fn):
+        if not functions.predicts:
             model_loader.check_takes_one_input(defaults.model, found.path)
     else:
         defaults = ArrayModel(None, device, default_accept)
@@ -215,7 +233,7 @@ def load_predictor(model_dir: Path, environ: Mapping[str, str], place: Place) ->
 
 def _find_model_file(model_dir: Path, environ: Mapping[str, str], functions: UserFunctions) -> ModelFile | None:
     """The model file to load; functions of the user's that predict may do without one, or read it themselves."""
-    if not (functions.predict_fn or functions.transform_fn):
+    if not functions.predicts:
         found = find_model_file(model_dir, environ)
         if found is None:
             raise nothing_to_serve(model_dir)
@@ -235,7 +253,7 @@ def limit_torch(threads: int) -> None:
 
 
 def _check_default_predict(functions: UserFunctions, model: Any, program: Path | None) -> None:
-    if functions.predict_fn or functions.transform_fn or callable(model):
+    if functions.predicts or callable(model):
         return
     raise HandlerError(f"{program}: model_fn returned {type(model).__name__}, which cannot be called; write predict_fn")
 

@@ -10,9 +10,13 @@ from typing import Any
 from uvicorn import Server
 from uvicorn_worker import UvicornWorker
 
+from container.serve.bidirectional import MAX_MESSAGE_BYTES, websocket_protocol
+
 from container.serve.protocol import Protocol
 
 DRAIN_SECONDS = 0.5  # after SIGTERM new requests are still taken for so long: some are on their way already
+
+PING_SECONDS = 60.0  # of a WebSocket, and five times that without an answer ends it: as SageMaker's side does
 
 
 class DrainingServer(Server):
@@ -20,7 +24,7 @@ class DrainingServer(Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.config.loaded_app.draining = True
-        await asyncio.sleep(DRAIN_SECONDS)
+        await asyncio.gather(asyncio.sleep(DRAIN_SECONDS), self.config.loaded_app.conversations.drain())
         await super().shutdown(sockets)
 
 
@@ -30,7 +34,10 @@ class Worker(UvicornWorker):
     CONFIG_KWARGS: dict[str, Any] = {
         "loop": "uvloop",
         "http": Protocol,
-        "ws": "none",
+        "ws": websocket_protocol,
+        "ws_max_size": MAX_MESSAGE_BYTES,
+        "ws_ping_interval": PING_SECONDS,
+        "ws_ping_timeout": 5 * PING_SECONDS,
         "interface": "asgi3",
         "lifespan": "off",
         "access_log": False,

@@ -269,6 +269,23 @@ def start_server(tmp_path):
         server.stop()
 
 
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory):
+    """Starts a server on the code of an inference.py, for all tests of a module."""
+    servers = []
+
+    def start(code, **environ):
+        base = tmp_path_factory.mktemp("shared")
+        (base / "model" / "code").mkdir(parents=True)
+        (base / "model" / "code" / "inference.py").write_text(textwrap.dedent(code))
+        servers.append(Server(base, free_port(), environ))
+        return servers[-1].wait_ready()
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
 @pytest.fixture
 def in_background():
     """Runs a function in a thread and hands its result out."""

@@ -217,7 +217,7 @@ def format_metric(name: str, value: float) -> str:
 
 def metric_regex(name: str) -> str:
     """Regex for `AlgorithmSpecification.MetricDefinitions`: its first group is the number (at most 500 characters)."""
-    return rf"(?:^|\s){re.escape(name)}=([-+]?(?:[0-9.]+(?:[eE][-+]?[0-9]+)?|nan|inf));"
+    return rf'(?:^|[\s"]){re.escape(name)}=([-+]?(?:[0-9.]+(?:[eE][-+]?[0-9]+)?|nan|inf));'  # also within JSON lines
 
 
 # --- serving ----------------------------------------------------------------------------------------------------------

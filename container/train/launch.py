@@ -12,9 +12,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from container import contract
+from container import contract, logs
 from container.contract import OptMl
-from container.train import failure
+from container.train import failure, lines
 from container.train.cluster import Cluster, be_found, decide_cluster, network_interface, torchrun_argv, wait_for_hosts
 from container.train.environment import TrainingEnvironment, masked, read_environment, sm_variables, user_arguments
 from container.train.program import Program, check_builtin_job, find_program
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 def main() -> int:
     """Train as `/opt/ml` says; the exit status of the container."""
     started = time.time()
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
+    log_as_wanted(os.environ)
     stop = StopRequest()
     for number in STOP_SIGNALS:
         signal.signal(number, stop.on_signal)
@@ -52,6 +52,14 @@ def main() -> int:
         return 1
 
 
+def log_as_wanted(environ: Mapping[str, str], host: str = "") -> None:
+    """This process's own lines, as text or JSON."""
+    if lines.are_json(environ):
+        logs.configure(environ, logging.INFO, lambda: {"host": host})
+    else:
+        logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
+
+
 def train(opt_ml: OptMl, environ: Mapping[str, str], stop: StopRequest, started: float) -> int:
     """Everything between reading the files and the exit status.
 
@@ -62,6 +70,7 @@ def train(opt_ml: OptMl, environ: Mapping[str, str], stop: StopRequest, started:
         started: when the container started, seconds since the epoch.
     """
     environment = read_environment(opt_ml, environ)
+    log_as_wanted(environ, environment.current_host)
     logging.getLogger().setLevel(environment.reserved_hyperparameters.get(contract.LOG_LEVEL_HYPERPARAMETER, 20))
     for directory in (opt_ml.model, opt_ml.output_data):
         directory.mkdir(parents=True, exist_ok=True)
@@ -85,8 +94,9 @@ def train(opt_ml: OptMl, environ: Mapping[str, str], stop: StopRequest, started:
         variables = rank_environment(environment, environ, program, cluster, runtime)
         limit = environ.get(contract.MAX_RUNTIME_SECONDS)
         stop.interrupts = False
+        process = start(environment, program, cluster, variables)
         watch = Watch(
-            process=start(environment, program, cluster, variables),
+            process=process,
             ranks=0 if program.kind == "command" else cluster.processes_per_host,
             runtime=runtime,
             stop=stop,
@@ -94,7 +104,8 @@ def train(opt_ml: OptMl, environ: Mapping[str, str], stop: StopRequest, started:
             stop_seconds=float(environ.get(contract.STOP_SECONDS_VARIABLE) or STOP_SECONDS),
             linger_seconds=float(environ.get(contract.LINGER_SECONDS_VARIABLE) or LINGER_SECONDS),
         )
-        code = watch.wait()
+        with lines.as_json(process.stdout, environment.current_host):
+            code = watch.wait()
         required = environ.get(contract.REQUIRE_MODEL, "").lower() in ("1", "true")
         ending = Ending(code, stop.signal, stop.planned, required, stop.overdue_seconds)
         return conclude(environment, program, cluster, runtime, ending)
@@ -115,7 +126,10 @@ def start(
         *(program.name, len(cluster.hosts), cluster.processes_per_host, cluster.threads_per_process),
         *(cluster.master_address, cluster.master_port),
     )
-    return subprocess.Popen(argv, env=variables, cwd=program.directory, start_new_session=True)
+    output, errors = (subprocess.PIPE, subprocess.STDOUT) if lines.are_json(variables) else (None, None)
+    return subprocess.Popen(
+        argv, env=variables, cwd=program.directory, start_new_session=True, stdout=output, stderr=errors
+    )
 
 
 def rank_environment(

@@ -7,23 +7,21 @@ ours for it: its own exception is recorded with time, place and full trace, so t
 import contextlib
 import dataclasses
 import faulthandler
-import io
 import os
 import runpy
 import signal
 import sys
 import threading
-import time
 import traceback
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 from container import contract
-from container.train import failure
+from container.train import failure, lines
+from container.train.lines import LineStream
 from container.train.runtime import Runtime, end_with_parent
 
 EXIT_SECONDS = 20.0  # for a failed rank's atexit handlers and threads; then it is ended, so that the job can end
 STORE_SECONDS = 5.0  # to reach the first host, which may be the one that died
-PROGRESS_SECONDS = 10.0  # a progress bar's line in the log
 STOPPED = 128 + signal.SIGTERM
 
 
@@ -65,50 +63,11 @@ def _prepare_process(runtime: Runtime) -> None:
     # Ended by torchrun because another rank has failed, a rank leaves its stacks; a handler of the script's own wins.
     faulthandler.register(signal.SIGTERM, stacks, all_threads=True, chain=True)
     prefix = f"[{_host()} rank {os.environ['RANK']}] " if int(os.environ["WORLD_SIZE"]) > 1 else ""
-    sys.stdout = LineStream(sys.stdout.buffer, prefix)
-    sys.stderr = LineStream(sys.stderr.buffer, prefix)
-
-
-class LineStream(io.TextIOWrapper):
-    """A text stream that writes whole lines in one system call each, so that the lines of many ranks never mix.
-
-    With several ranks each line starts with host and rank.
-    """
-
-    def __init__(self, buffer: BinaryIO, prefix: str) -> None:
-        super().__init__(buffer, encoding="utf-8", errors="backslashreplace", line_buffering=True, write_through=True)
-        self.last_line = ""
-        self._prefix = prefix
-        self._pending = ""
-        self._lock = threading.Lock()
-        self._progress_shown = 0.0
-
-    def write(self, text: str) -> int:
-        with self._lock:
-            *lines, self._pending = (self._pending + text.replace("\r\n", "\n")).split("\n")
-            for line in lines:
-                self._write_line(line.rpartition("\r")[2])
-            if "\r" in self._pending:
-                self._show_progress()
-        return len(text)
-
-    def _show_progress(self) -> None:
-        """A bar that redraws itself becomes a line every ten seconds."""
-        *drawn, self._pending = self._pending.split("\r")
-        bar = next((text for text in reversed(drawn) if text.strip()), "")
-        if bar and time.monotonic() - self._progress_shown > PROGRESS_SECONDS:
-            self._progress_shown = time.monotonic()
-            self._write_line(bar)
-
-    def _write_line(self, line: str) -> None:
-        self.last_line = line or self.last_line
-        super().write(f"{self._prefix}{line}\n")
-        self.buffer.flush()
-
-    def close(self) -> None:
-        if self._pending:
-            self.write("\n")
-        super().close()
+    place: dict[str, str | int] | None = None
+    if lines.are_json(os.environ):
+        place = {"host": _host(), "rank": int(os.environ["RANK"])}
+    sys.stdout = LineStream(sys.stdout.buffer, prefix, place)
+    sys.stderr = LineStream(sys.stderr.buffer, prefix, place, level="WARNING")
 
 
 def _run_program(kind: str, name: str, arguments: list[str]) -> None:

@@ -17,6 +17,7 @@ from container.contract import OptMl
 from container.train import failure, lines
 from container.train.cluster import Cluster, be_found, decide_cluster, network_interface, torchrun_argv, wait_for_hosts
 from container.train.environment import TrainingEnvironment, masked, read_environment, sm_variables, user_arguments
+from container.train.phases import phase_line
 from container.train.program import Program, check_builtin_job, find_program
 from container.train.runtime import Runtime
 from container.train.supervise import (
@@ -106,6 +107,7 @@ def train(opt_ml: OptMl, environ: Mapping[str, str], stop: StopRequest, started:
         )
         with lines.as_json(process.stdout, environment.current_host):
             code = watch.wait()
+        logger.info("phases of %s: %s", environment.current_host, phase_line(runtime, started))
         required = environ.get(contract.REQUIRE_MODEL, "").lower() in ("1", "true")
         ending = Ending(code, stop.signal, stop.planned, required, stop.overdue_seconds)
         return conclude(environment, program, cluster, runtime, ending)

@@ -12,12 +12,14 @@ import runpy
 import signal
 import sys
 import threading
+import time
 import traceback
 from typing import NoReturn
 
 from container import contract
 from container.train import failure, lines
 from container.train.lines import LineStream
+from container.train.phases import PROGRAM_FILE
 from container.train.runtime import Runtime, end_with_parent
 
 EXIT_SECONDS = 20.0  # for a failed rank's atexit handlers and threads; then it is ended, so that the job can end
@@ -71,6 +73,9 @@ def _prepare_process(runtime: Runtime) -> None:
 
 
 def _run_program(kind: str, name: str, arguments: list[str]) -> None:
+    runtime = Runtime.from_env()
+    if runtime is not None and os.environ["LOCAL_RANK"] == "0":
+        runtime.write(PROGRAM_FILE, time.time())
     sys.argv = [name, *arguments]
     if kind == "builtin":
         runpy.run_module(name, run_name="__main__", alter_sys=True)

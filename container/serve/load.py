@@ -12,6 +12,7 @@ from pathlib import Path
 from container import contract
 from container.serve.call import Call
 from container.serve.exchange import Request
+from container.serve.failures import told_while_slow
 from container.serve.handlers import find_program
 from container.serve.modules import PrivateModules
 from container.serve.plan import ServerPlan
@@ -39,9 +40,10 @@ def serve_model(service: Service, model_dir: Path, device: str, environ: Mapping
         _leave_out_of_collection()
         logger.info("ready: no model loaded yet, imports took %.1f s", time.monotonic() - began)
         return None
-    predictor = load_predictor(model_dir, environ, place_of(plan, device))
-    loaded = time.monotonic()
-    service.serve(predictor)
+    with told_while_slow():
+        predictor = load_predictor(model_dir, environ, place_of(plan, device))
+        loaded = time.monotonic()
+        service.serve(predictor)
     _leave_out_of_collection()
     functions = ", ".join(predictor.functions.names()) or "built-in handlers"
     warmed = time.monotonic()

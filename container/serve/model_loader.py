@@ -1,6 +1,7 @@
 """Loads the model file that `model_files` found, with the default steps it is served by."""
 
 import sys
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,11 +103,12 @@ def _load_module(found: ModelFile, device: str, environ: Mapping[str, str]) -> t
     if found.format is Format.EXPORTED:
         return _load_exported(found.path, device, environ)
     if found.format is Format.TORCHSCRIPT:
-        try:
-            module = torch.jit.load(found.path, map_location=device)
-        except RuntimeError as error:
-            raise _damaged(found.path, error) from None
-        return module, None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated; what was saved with it is still read
+            try:
+                return torch.jit.load(found.path, map_location=device), None
+            except RuntimeError as error:
+                raise _damaged(found.path, error) from None
     value = _unpickle(found, device, environ)
     if not isinstance(value, nn.Module):
         raise weights_alone(found.path)

@@ -15,7 +15,7 @@ from container.serve.requirements import RequirementsError
         (RuntimeError("Error(s) in loading state_dict for Net"), "wrong-architecture"),
         (RuntimeError("The NVIDIA driver is too old: CUDA driver version is insufficient"), "no-cuda-driver"),
         (ModuleNotFoundError("No module named 'x'"), "missing-dependency"),
-        (ImportError("cannot import name"), "missing-dependency"),
+        (ImportError("cannot import name"), "wrong-version"),
         (PermissionError(13, "Permission denied", "/x"), "permission"),
         (FileNotFoundError(2, "No such file", "/x"), "missing-file"),
         (ModelFormatError("x"), "bad-model"),

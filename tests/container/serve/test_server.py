@@ -382,62 +382,6 @@ def test_c112_an_error_in_the_middle_of_a_stream_aborts_the_connection(start_ser
     assert server.ping() == 200
 
 
-@pytest.mark.parametrize(
-    ("code", "cause", "words"),
-    [
-        ("def predict_fn(data, model)\n    pass", "syntax-error", "inference.py:1"),
-        ("import absent_package", "missing-dependency", "inference.py:1: ModuleNotFoundError"),
-        ("def model_fn(model_dir): raise KeyError('weights')", "handler-error", "inference.py:1: KeyError: 'weights'"),
-        ("def predict_fn(data): pass", "bad-handler", "predict_fn(data, model)"),
-        ("def transform_fn(m, d, c, a): pass\ndef input_fn(d, c): pass", "bad-handler", "transform_fn replaces them"),
-        ("import sys; sys.exit(0)", "exit", "SystemExit: 0"),
-        ("import os; os._exit(0)", "died", "killed for memory"),
-        ("import os; os._exit(3)", "died", "killed for memory"),
-    ],
-)
-def test_c88_c107_a_handler_that_cannot_serve_ends_the_server_with_one_line(
-    start_server, user_model, code, cause, words
-):
-    assert_fails(start_server(user_model(code), SAGEMAKER_MODEL_SERVER_WORKERS="2"), cause, words)
-
-
-def assert_fails(server, cause, words):
-    assert server.process.wait(60) not in (0, None)
-    lines = [line for line in server.log.read_text().splitlines() if "serve cannot start" in line]
-    assert len(lines) == 1, server.log.read_text()
-    assert f"[{cause}]" in lines[0]
-    assert words in lines[0]
-    assert "; fix: " in lines[0]
-
-
-@pytest.mark.parametrize("exists", [True, False])
-def test_c105_no_model_and_no_handler_is_an_explicit_error(start_server, tmp_path, exists):
-    directory = tmp_path / "empty"
-    directory.mkdir()
-    server = start_server(directory if exists else None, **ONE_PROCESS)
-    assert_fails(server, "bad-handler", "it is empty" if exists else "the directory does not exist")
-
-
-def test_a_port_that_is_taken_ends_the_server(start_server, artifact):
-    with socket.socket() as taken:
-        taken.bind(("0.0.0.0", 0))
-        taken.listen()
-        server = start_server(artifact, SAGEMAKER_BIND_TO_PORT=str(taken.getsockname()[1]))
-        assert_fails(server, "port-taken", "SAGEMAKER_BIND_TO_PORT")
-
-
-def test_c108_requirements_that_cannot_be_met_end_the_server_at_once(start_server, user_model):
-    model = user_model("def predict_fn(data, model): return data")
-    (model / "code" / "requirements.txt").write_text("slipway-absent-package==9\n")
-    (model / "code" / "wheels").mkdir()
-    assert_fails(start_server(model), "requirements", "slipway-absent-package==9 cannot be installed")
-
-
-def test_a_bad_setting_ends_the_server_with_one_line(start_server, artifact):
-    server = start_server(artifact, SAGEMAKER_MODEL_SERVER_WORKERS="many")
-    assert_fails(server, "bad-setting", "SAGEMAKER_MODEL_SERVER_WORKERS='many'")
-
-
 def test_c115_c121_every_connection_sees_one_registry(start_server, tmp_path):
     server = start_server(SAGEMAKER_MULTI_MODEL="true", SAGEMAKER_MODEL_SERVER_WORKERS="2")
     code = tmp_path / "ml0" / "models" / "a" / "model" / "code"

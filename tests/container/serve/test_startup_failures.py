@@ -1,0 +1,237 @@
+"""A corpus of models and handlers that cannot serve: each ends the server with one line that has cause and fix."""
+
+import builtins
+import json
+import os
+import re
+import socket
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from container.model import build_network
+from container.serve import failures
+from container.serve.failures import CAUSES, told_while_slow
+from container.serve.load import place_of
+from container.serve.plan import Machine, plan_server
+from container.serve.predictor import load_predictor
+
+SERVE = Path(failures.__file__).parent
+ONE_PROCESS = {"SAGEMAKER_MODEL_SERVER_WORKERS": "1"}
+SIGNATURE = {"architecture": "convnet", "classes": ["a", "b"], "height": 8, "width": 8}
+
+
+def assert_fails(server, cause, words, status=3):
+    assert server.process.wait(60) == status
+    lines = [line for line in server.log.read_text().splitlines() if "serve cannot start" in line]
+    assert len(lines) == 1, server.log.read_text()
+    assert f"[{cause}]" in lines[0]
+    assert words in lines[0]
+    assert "; fix: " in lines[0]
+
+
+HANDLERS = [
+    ("def predict_fn(data, model)\n    pass", "syntax-error", "inference.py:1"),
+    ("import absent_package", "missing-dependency", "inference.py:1: ModuleNotFoundError"),
+    ("from json import absent_name", "wrong-version", "inference.py:1: ImportError"),
+    ("def model_fn(model_dir): open(model_dir + '/weights.pt')", "missing-file", "weights.pt"),
+    ("def model_fn(model_dir): raise KeyError('weights')", "handler-error", "inference.py:1: KeyError: 'weights'"),
+    ("def model_fn(model_dir): return 7", "bad-handler", "returned int, which cannot be called"),
+    ("def predict_fn(data): pass", "bad-handler", "predict_fn(data, model)"),
+    ("def transform_fn(m, d, c, a): pass\ndef input_fn(d, c): pass", "bad-handler", "transform_fn replaces them"),
+    ("def model_fn(model_dir): bytearray(1 << 62)", "out-of-memory", "MemoryError"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "died", "killed for memory"),
+    ("import sys; sys.exit(0)", "exit", "SystemExit: 0"),
+    ("import os; os._exit(0)", "died", "killed for memory"),
+    ("import os; os._exit(3)", "died", "killed for memory"),
+    ("import urllib.request as u; u.urlopen('http://127.0.0.1:9/m')", "no-network", "URLError"),
+]
+
+
+@pytest.mark.parametrize(("code", "cause", "words"), HANDLERS)
+def test_c88_c107_a_handler_that_cannot_serve_ends_the_server_with_one_line(
+    start_server, user_model, code, cause, words
+):
+    assert_fails(start_server(user_model(code), SAGEMAKER_MODEL_SERVER_WORKERS="2"), cause, words)
+
+
+def test_a_file_that_the_containers_user_may_not_read_is_said(start_server, user_model):
+    model = user_model("""
+        import os
+        def model_fn(model_dir):
+            if os.geteuid() == 0:
+                os.seteuid(65534)
+            try:
+                open(os.path.join(model_dir, "weights"))
+            finally:
+                if os.getuid() == 0:
+                    os.seteuid(0)
+    """)
+    (model / "weights").touch(0)
+    assert_fails(start_server(model, **ONE_PROCESS), "permission", "weights")
+
+
+def test_c104_a_handler_that_writes_to_a_read_only_place_is_said(start_server, user_model):
+    code = "import errno, os\ndef model_fn(model_dir): raise OSError(errno.EROFS, os.strerror(errno.EROFS), model_dir)"
+    assert_fails(start_server(user_model(code), **ONE_PROCESS), "read-only", "Read-only file system")
+
+
+def test_a_disk_that_is_full_is_said(start_server, user_model):
+    code = "def model_fn(model_dir):\n    with open('/dev/full', 'w') as file: file.write('x')"
+    assert_fails(start_server(user_model(code), **ONE_PROCESS), "disk-full", "No space left")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_c105_no_model_and_no_handler_is_an_explicit_error(start_server, tmp_path, exists):
+    directory = tmp_path / "empty"
+    directory.mkdir()
+    assert_fails(start_server(directory if exists else None, **ONE_PROCESS), "no-model", "it is empty")
+
+
+def test_an_unreadable_archive_is_said_without_torch(start_server, tmp_path):
+    (tmp_path / "net.pt").write_bytes(b"PK\3\4 cut off")
+    assert_fails(start_server(tmp_path, **ONE_PROCESS), "bad-model", "net.pt is damaged")
+
+
+def test_a_signature_without_weights_is_said_without_torch(start_server, tmp_path):
+    (tmp_path / "model.json").write_text(json.dumps(SIGNATURE))
+    assert_fails(start_server(tmp_path, **ONE_PROCESS), "missing-file", "weights that are not there")
+
+
+def test_a_port_that_is_taken_ends_the_server(start_server, artifact):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        server = start_server(artifact, SAGEMAKER_BIND_TO_PORT=str(taken.getsockname()[1]))
+        assert_fails(server, "port-taken", "SAGEMAKER_BIND_TO_PORT", status=1)
+
+
+def test_c108_requirements_that_cannot_be_met_end_the_server_at_once(start_server, user_model):
+    model = user_model("def predict_fn(data, model): return data")
+    (model / "code" / "requirements.txt").write_text("slipway-absent-package==9\n")
+    (model / "code" / "wheels").mkdir()
+    assert_fails(start_server(model), "requirements", "slipway-absent-package==9 cannot be installed", status=1)
+
+
+def test_a_bad_setting_ends_the_server_with_one_line(start_server, artifact):
+    server = start_server(artifact, SAGEMAKER_MODEL_SERVER_WORKERS="many")
+    assert_fails(server, "bad-setting", "SAGEMAKER_MODEL_SERVER_WORKERS='many'", status=1)
+
+
+TORCH_HANDLERS = [
+    (
+        "def model_fn(model_dir): return torch.nn.Linear(2, 2).load_state_dict({'weight': torch.ones(3, 3)})",
+        "wrong-architecture",
+        "Error(s) in loading state_dict for Linear",
+    ),
+    ("def model_fn(model_dir): return torch.empty(1 << 58)", "out-of-memory", "can't allocate memory"),
+    ("def model_fn(model_dir): return torch.load(model_dir + '/gpu.pt')", "needs-gpu", "on a CUDA device"),
+    (
+        "def model_fn(model_dir): return torch.load(model_dir + '/module.pt')",
+        "pickled-model",
+        "Weights only load failed",
+    ),
+    (
+        "def model_fn(model_dir): return torch.load(model_dir + '/elsewhere.pt', weights_only=False)",
+        "missing-class",
+        "Can't get attribute 'Absent'",
+    ),
+    pytest.param(
+        "def model_fn(model_dir): return torch.nn.Linear(2, 2).to('cuda')",
+        "no-cuda-driver",
+        "; fix: use a GPU instance",
+        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the driver that must be missing"),
+    ),
+]
+
+
+@pytest.mark.slow  # torch is imported for each
+@pytest.mark.parametrize(("code", "cause", "words"), TORCH_HANDLERS)
+def test_a_handler_that_torch_refuses_ends_the_server_with_one_line(start_server, user_model, code, cause, words):
+    model = user_model("import torch\n" + code)
+    torch.save(torch.nn.Linear(2, 2), model / "module.pt")
+    torch.save(torch.ones(2), model / "cpu.pt")
+    edit_pickle(model / "cpu.pt", model / "gpu.pt", b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0")
+    edit_pickle(model / "module.pt", model / "elsewhere.pt", b"torch.nn.modules.linear\nLinear", b"builtins\nAbsent")
+    assert_fails(start_server(model, **ONE_PROCESS), cause, words)
+
+
+def edit_pickle(source, target, old, new):
+    """A torch.save file with other words in its pickle: of another machine, of another module."""
+    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, "w") as edited:
+        for name in archive.namelist():
+            content = archive.read(name)
+            if name.endswith("data.pkl"):
+                assert old in content
+                content = content.replace(old, new)
+            edited.writestr(name, content)
+
+
+@pytest.mark.slow
+def test_weights_of_another_network_than_the_signature_names_end_the_server(start_server, tmp_path):
+    (tmp_path / "model.json").write_text(json.dumps(SIGNATURE))
+    torch.save(build_network("convnet", 5, (3, 8, 8)).state_dict(), tmp_path / "net.pth")
+    assert_fails(start_server(tmp_path, **ONE_PROCESS), "wrong-architecture", "does not fit 'convnet'")
+
+
+@pytest.mark.slow
+def test_a_program_that_does_not_answer_its_own_example_ends_the_server(start_server, tmp_path):
+    """Its example input is half of what it takes: an archive edited by hand."""
+
+    class Halved(torch.nn.Module):
+        def forward(self, data):
+            torch._check(data.shape[0] > 0)
+            return data
+
+    program = torch.export.export(Halved(), (torch.ones(4, 2),))
+    program._example_inputs = ((torch.ones(2, 2),), {})
+    torch.export.save(program, tmp_path / "net.pt2")
+    assert_fails(start_server(tmp_path, **ONE_PROCESS), "warm-up", "answered with 400")
+
+
+def test_a_load_that_lasts_says_where_it_is(user_model, caplog):
+    model = user_model("""
+        import builtins
+        def model_fn(model_dir):
+            return builtins.slipway_test_wait()
+    """)
+    said = threading.Event()
+    handler = caplog.handler
+    emit = handler.emit
+
+    def emit_and_tell(record):
+        emit(record)
+        if "slow-load" in record.getMessage():
+            said.set()
+
+    handler.emit = emit_and_tell
+    builtins.slipway_test_wait = lambda: (said.wait(60), print)[1]
+    try:
+        plan = plan_server(Machine(1, 8 * 1024**3, 0, True), {}, 0)
+        with told_while_slow(0.05):
+            load_predictor(model, {}, place_of(plan, "cpu"))
+    finally:
+        del builtins.slipway_test_wait
+    line = next(record.getMessage() for record in caplog.records if "slow-load" in record.getMessage())
+    assert "/ping answers 503; fix: " in line
+    assert ".py:" in line
+    assert os.linesep not in line
+
+
+def test_every_class_of_failure_is_in_the_documents_table():
+    pages = Path(__file__).parents[3] / "docs" / "serve.md"
+    table = pages.read_text().partition("<!-- causes")[2].partition("\n\n")[0]
+    documented = {
+        cause for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for cause in re.findall(r"`([\w-]+)`", row)
+    }
+    raised = {cause for file in ("model_files", "model_loader", "server") for cause in causes_in(SERVE / f"{file}.py")}
+    assert documented == set(CAUSES) | raised
+
+
+def causes_in(path):
+    """Classes that a module names itself: as ModelFileError's first argument, or in the line."""
+    text = path.read_text()
+    return re.findall(r'ModelFileError\(\s*"([\w-]+)"', text) + re.findall(r"cannot start \[([\w-]+)\]", text)

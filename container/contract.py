@@ -155,6 +155,7 @@ HOST_LOST_SECONDS_VARIABLE = "SLIPWAY_HOST_LOST_SECONDS"  # silence after which 
 STOP_SECONDS_VARIABLE = "SLIPWAY_STOP_SECONDS"  # that ranks have between SIGTERM and our SIGKILL
 LINGER_SECONDS_VARIABLE = "SLIPWAY_LINGER_SECONDS"  # that a host which is done waits for the others
 LOG_FORMAT = "SLIPWAY_LOG_FORMAT"  # "json": one JSON object a line instead of text
+HEALTH_VARIABLE = "SLIPWAY_HEALTH"  # what training's health rules do: rule=warn|stop|off, separated by commas
 TRACKERS_VARIABLE = "SLIPWAY_TRACKERS"  # experiment trackers that get a training job's metrics: mlflow, wandb
 RUNTIME_DIR_VARIABLE = "SLIPWAY_RUNTIME_DIR"  # where a host's launcher and its ranks meet: pids, errors, stop request
 SM_PREFIX = "SM_"  # of the variables that user scripts read; the toolkits derive them from /opt/ml, and so do we

@@ -17,8 +17,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from container import contract
-from container.train import failure, peers
-from container.train.heartbeat import DONE, Heartbeat, Place
+from container.train import failure, gpu_idle, peers
+from container.train.gpu_idle import GpuWatch
+from container.train.health import RULES, rules_from_env
+from container.train.heartbeat import DONE, Heartbeat, Place, end_ranks
 from container.train.runtime import Runtime, end_with_parent
 
 AGENT_RANK = -1  # in error records: torchrun itself
@@ -37,7 +39,10 @@ def main(argv: list[str]) -> int:
     assert runtime is not None  # the launcher sets it
     arguments = parse_args(argv)
     heartbeat = start_heartbeat(arguments, runtime)
+    gpus = watch_gpus(arguments, runtime, heartbeat)
     code = _run_torchrun(arguments, runtime, heartbeat)
+    if gpus is not None:
+        gpus.close()
     if heartbeat is not None:
         heartbeat.goodbye(DONE if code == 0 else f"ended with {code}")
     return code
@@ -54,6 +59,25 @@ def start_heartbeat(arguments: argparse.Namespace, runtime: Runtime) -> Heartbea
         return peers.connect(arguments.master_addr, arguments.master_port, timeout_seconds)
 
     return Heartbeat(place, runtime, connect, lost)
+
+
+def watch_gpus(arguments: argparse.Namespace, runtime: Runtime, heartbeat: Heartbeat | None) -> GpuWatch | None:
+    """The health rule on GPUs; None where there are none, or where it is off."""
+    action = {**RULES, **rules_from_env()}["gpu_idle"]
+    read = gpu_idle.nvml_reader() if action != "off" else None
+    if read is None:
+        return None
+    ranks = int(arguments.nproc_per_node)
+    rank, host = int(arguments.node_rank) * ranks, os.environ[contract.sm_variable("current_host")]
+
+    def stop(evidence: str) -> None:
+        error = failure.RankError(rank, host, time.time(), "UnhealthyTraining", f"gpu_idle: {evidence}")
+        failure.record(runtime.directory, error)
+        if heartbeat is not None:
+            heartbeat.tell(error)
+        end_ranks(runtime)
+
+    return GpuWatch(read, ranks, action, stop)
 
 
 def _run_torchrun(arguments: argparse.Namespace, runtime: Runtime, heartbeat: Heartbeat | None) -> int:

@@ -11,12 +11,19 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 
+from container import contract
 from container.train.position import Position, ProgressBoard
 from container.train.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
-RULES: Mapping[str, str] = {"nan": "stop", "exploding": "warn", "stalled": "warn", "starving": "warn"}
+RULES: Mapping[str, str] = {
+    "nan": "stop",
+    "exploding": "warn",
+    "stalled": "warn",
+    "starving": "warn",
+    "gpu_idle": "warn",
+}
 """Rule -> what it does by default: `stop` ends the job as failed, `warn` logs, `off` does nothing."""
 EXPLOSION = 10.0  # times the lowest loss so far
 # A lowest loss below this counts as this: so near to zero rounding or one hard sample is a factor of ten, and a loss
@@ -26,17 +33,38 @@ STARVING_SHARE = 0.2  # of the time may go into waiting for data,
 STARVING_SECONDS = 5.0  # and short jobs are not worth a word
 
 
+def rules_from_env() -> dict[str, str]:
+    """Rule -> action, as the variable SLIPWAY_HEALTH says.
+
+    Raises:
+        ValueError: an unknown rule or action.
+    """
+    pairs = [entry.partition("=") for entry in os.environ.get(contract.HEALTH_VARIABLE, "").split(",") if entry.strip()]
+    rules = {rule.strip(): action.strip() for rule, _, action in pairs}
+    _check_rules(rules)
+    return rules
+
+
+def _check_rules(rules: Mapping[str, str]) -> None:
+    for name, action in rules.items():
+        if name not in RULES or action not in ("warn", "stop", "off"):
+            raise ValueError(f"health rule {name}={action!r}: rules are {', '.join(RULES)}; warn, stop or off")
+
+
 class UnhealthyTraining(Exception):
     """A health rule set to `stop` was broken."""
 
 
 class Health:
-    """Four rules, each `warn`, `stop` or `off`.
+    """Five rules, each `warn`, `stop` or `off`.
 
     - nan: the loss is NaN or infinite
     - exploding: the loss is ten times the lowest one seen, and over 0.01
     - stalled: no step has ended for `stall_seconds`; the Python stacks of all threads go to the log
     - starving: over a fifth of the time went into waiting for data
+    - gpu_idle: a GPU was busy for less than a tenth of five minutes; watched for every script, with or without `Health`
+
+    Rules of the variable SLIPWAY_HEALTH, such as `exploding=stop,starving=off`, hold where the caller names none.
 
     Use it as a context manager around the loop; call `step()` after every step and `loss()` when a loss is known:
 
@@ -52,10 +80,9 @@ class Health:
         Raises:
             ValueError: an unknown rule or action.
         """
-        for name, action in (rules or {}).items():
-            if name not in RULES or action not in ("warn", "stop", "off"):
-                raise ValueError(f"health rule {name}={action!r}: rules are {', '.join(RULES)}; warn, stop or off")
-        self.rules = {**RULES, **(rules or {})}
+        rules = {**rules_from_env(), **(rules or {})}
+        _check_rules(rules)
+        self.rules = {**RULES, **rules}
         self.stall_seconds = stall_seconds
         self._lowest = math.inf
         self._steps = 0

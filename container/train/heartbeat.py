@@ -106,6 +106,12 @@ class Heartbeat:
             time.sleep(0.05)
         return self.cause
 
+    def tell(self, error: RankError) -> None:
+        """Tell all hosts why the job fails."""
+        with contextlib.suppress(RuntimeError):
+            if self._store is not None:
+                peers.publish(self._store, error)
+
     def _talk(self) -> None:
         try:
             self._store = self._connect(peers.CHECK_SECONDS)
@@ -180,9 +186,8 @@ class Heartbeat:
         place = self._place
         error = RankError(place.first_rank(host_rank), place.hosts[host_rank], time.time(), kind, message)
         self.cause = error
-        with contextlib.suppress(RuntimeError):  # where the first host is the lost one, so is its store
-            if self._store is not None and host_rank != 0:
-                peers.publish(self._store, error)
+        if host_rank != 0:  # its store is gone with it
+            self.tell(error)
 
     def _end_ranks(self, cause: RankError) -> None:
         """End the ranks of this host, whatever they wait for, with the cause beside their own errors."""
@@ -190,12 +195,9 @@ class Heartbeat:
         if cause.host == self._place.hosts[self._place.host_rank]:
             return  # our own: torchrun is about to end the others
         self._over.wait(FAREWELL_SECONDS)
-        if self._runtime.signal_ranks(signal.SIGTERM):  # they leave their stacks
+        if self._runtime.live_ranks():
             _say(f"ending this host's ranks, because of {cause.host}: {cause.summary}")
-            deadline = time.monotonic() + FAREWELL_SECONDS
-            while self._runtime.live_ranks() and time.monotonic() < deadline:
-                time.sleep(BEAT_SECONDS / 4)
-            self._runtime.kill_ranks()
+            end_ranks(self._runtime)
 
     def _name_the_stalled(self) -> None:
         """One line per stall: which rank is behind, or that all stand at the same step."""
@@ -213,6 +215,15 @@ class Heartbeat:
         late = ", ".join(f"rank {rank} on {host}" for (rank, host), (step, _) in steps.items() if step == last)
         everybody = f"all {len(steps)} ranks stand at step {last}"
         _say("stalled: " + (everybody if last == first else f"{late} at step {last}, others at step {first}"))
+
+
+def end_ranks(runtime: Runtime) -> None:
+    """End this host's ranks, whatever they wait for; they leave their stacks."""
+    runtime.signal_ranks(signal.SIGTERM)
+    deadline = time.monotonic() + FAREWELL_SECONDS
+    while runtime.live_ranks() and time.monotonic() < deadline:
+        time.sleep(BEAT_SECONDS / 4)
+    runtime.kill_ranks()
 
 
 def _say(text: str) -> None:

@@ -17,6 +17,7 @@ from container.contract import OptMl
 from container.train import failure, lines
 from container.train.cluster import Cluster, be_found, decide_cluster, network_interface, torchrun_argv, wait_for_hosts
 from container.train.environment import TrainingEnvironment, masked, read_environment, sm_variables, user_arguments
+from container.train.health import rules_from_env
 from container.train.phases import phase_line
 from container.train.program import Program, check_builtin_job, find_program
 from container.train.runtime import Runtime
@@ -77,6 +78,7 @@ def train(opt_ml: OptMl, environ: Mapping[str, str], stop: StopRequest, started:
         directory.mkdir(parents=True, exist_ok=True)
     logger.info("hyperparameters %s", masked(environment.hyperparameters))
     os.environ.update(cache_variables(environ))  # pip, which installs a script's requirements, inherits them
+    rules_from_env()  # whose errors are told before torch is loaded
     program = find_program(environment, environ)
     if program.kind == "builtin":
         if not environment.is_training_host:
@@ -146,6 +148,8 @@ def rank_environment(
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",  # the user's code may lie in a read-only channel
     }
+    if program.kind == "builtin" and "health" in environment.hyperparameters:
+        variables[contract.HEALTH_VARIABLE] = str(environment.hyperparameters["health"])
     variables.setdefault("OMP_NUM_THREADS", str(cluster.threads_per_process))
     # Spinning threads cost an idle machine nothing and a shared one, such as with DataLoader workers, most of its time.
     variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from container.train.disk import DiskFullError, require_free_space, state_bytes
     from container.train.environment import TrainingEnvironment, training_environment
     from container.train.files import ChannelError, channel_directory, list_files
+    from container.train.fsdp import full_state_dict, load_full_state_dict, shard
     from container.train.health import Health
+    from container.train.hyperparameters import HyperparameterError, build_config, nest_hyperparameters
     from container.train.manifest import AugmentedManifest, AugmentedManifestFile, ImageLabel
     from container.train.metrics import Metrics
     from container.train.pipe import PipeChannel
     from container.train.recordio import RecordIOError, read_records
+    from container.train.sharded import CheckpointMismatchError, ShardedCheckpoints
     from container.train.shards import Share, TarShards, agreed_steps, channel_share, equal_steps
     from container.train.shared_memory import loader_options
     from container.train.stop import GracefulStop
@@ -31,7 +34,13 @@ _HOMES = {
     "ChannelError": "files",
     "channel_directory": "files",
     "list_files": "files",
+    "full_state_dict": "fsdp",
+    "load_full_state_dict": "fsdp",
+    "shard": "fsdp",
     "Health": "health",
+    "HyperparameterError": "hyperparameters",
+    "build_config": "hyperparameters",
+    "nest_hyperparameters": "hyperparameters",
     "AugmentedManifest": "manifest",
     "AugmentedManifestFile": "manifest",
     "ImageLabel": "manifest",
@@ -39,6 +48,8 @@ _HOMES = {
     "PipeChannel": "pipe",
     "RecordIOError": "recordio",
     "read_records": "recordio",
+    "CheckpointMismatchError": "sharded",
+    "ShardedCheckpoints": "sharded",
     "Share": "shards",
     "TarShards": "shards",
     "agreed_steps": "shards",

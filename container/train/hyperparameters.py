@@ -17,7 +17,7 @@ class HyperparameterError(Exception):
     """A hyperparameter that a program does not know, or whose value it cannot use."""
 
 
-def nest(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+def nest_hyperparameters(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted names as nested dictionaries: `{"optimizer.lr": 0.1}` becomes `{"optimizer": {"lr": 0.1}}`.
 
     Raises:
@@ -46,7 +46,7 @@ def flatten(hyperparameters: Mapping[str, Any], prefix: str = "") -> Iterator[tu
             yield f"{prefix}{name}", value
 
 
-def build(config: type[Config], hyperparameters: Mapping[str, Any]) -> Config:
+def build_config(config: type[Config], hyperparameters: Mapping[str, Any]) -> Config:
     """A dataclass, whose fields may be dataclasses, from decoded hyperparameters.
 
         @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def build(config: type[Config], hyperparameters: Mapping[str, Any]) -> Config:
             epochs: int = 10
             optimizer: Optimizer = Optimizer()
 
-        settings = build(Settings, training_environment().hyperparameters)   # optimizer.lr, or lr alone
+        settings = build_config(Settings, training_environment().hyperparameters)   # optimizer.lr, or lr alone
 
     Names may have `-` for `_`, and the last part is enough where it is the only one of its kind. Every field needs a
     default. Types are bool, int, float, str, a dataclass, and `dict[str, float]`, alone or in a union with `str`.

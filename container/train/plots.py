@@ -1,11 +1,19 @@
 """The pictures a job leaves; the only module that imports matplotlib."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")  # no display in a container
 from matplotlib import pyplot as plt
+
+from container.train.errors import THUMBNAIL_PIXELS, Mistake
+
+GAP_PIXELS = 30  # below each picture, for two lines of text
+NAME_LETTERS = 16  # of a class
 
 
 def plot_learning_curve(path: Path, history: list[dict[str, float]]) -> None:
@@ -44,3 +52,32 @@ def plot_confusion_matrix(path: Path, matrix: list[list[int]], classes: tuple[st
                     axis.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def plot_mistakes(path: Path, mistakes: Sequence[Mistake]) -> None:
+    """One picture per mistake with its true and its predicted class, in the order given; PNG."""
+    columns = min(8, len(mistakes))
+    rows = math.ceil(len(mistakes) / columns)
+    width, height = THUMBNAIL_PIXELS + 8, THUMBNAIL_PIXELS + GAP_PIXELS
+    sheet = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
+    dpi = 150
+    figure = plt.figure(figsize=(columns * width * 1.5 / dpi, rows * height * 1.5 / dpi), dpi=dpi)
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.axis("off")
+    for number, mistake in enumerate(mistakes):
+        top, left = number // columns * height, number % columns * width + 4
+        tile = _tile(mistake)
+        sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+        text = f"{mistake.label[:NAME_LETTERS]} (true)\n{mistake.predicted[:NAME_LETTERS]} {mistake.confidence:.2f}"
+        axis.text(left, top + THUMBNAIL_PIXELS + 3, text, fontsize=5, va="top", ha="left")
+    axis.imshow(sheet, aspect="auto", interpolation="nearest")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _tile(mistake: Mistake) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+    """uint8 [h, w, 3]; small pictures are enlarged by a whole number, so that their pixels stay square."""
+    picture = mistake.thumbnail.permute(1, 2, 0).numpy()
+    picture = np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
+    times = max(1, THUMBNAIL_PIXELS // max(picture.shape[:2]))
+    return picture.repeat(times, axis=0).repeat(times, axis=1)

@@ -1,6 +1,7 @@
 """What a job of the built-in program leaves: metrics of a channel, the artifact, predictions, plots and the report."""
 
 import csv
+import dataclasses
 import json
 import logging
 from typing import Any
@@ -11,9 +12,11 @@ from torch import nn
 from torch.nn import functional
 
 from container.model import build_network, load_model, save_model
-from container.train import fsdp
+from container.train import errors, fsdp
 from container.train.disk import require_free_space, state_bytes
 from container.train.job import Job, local_world_size, to_device
+from container.train.phases import PHASES_FILE
+from container.train.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +68,13 @@ def evaluation_share(job: Job, channel: str) -> torch.Tensor:
 
 
 def finish(job: Job) -> None:
-    """Evaluate the best network on the test channel, save it, and leave report, predictions and plots."""
+    """Evaluate the best network on channel test, else validation; save it, and leave report, predictions and plots."""
     if job.best_weights is not None:
         fsdp.load_full_state_dict(job.kept_network, job.best_weights)
     report: dict[str, Any] = {"classes": list(job.signature.classes), "world_size": job.process.world_size}
-    if "test" in job.data:
-        report |= test(job)
+    channel = next((name for name in ("test", "validation") if name in job.data), None)
+    if channel:
+        report |= assess(job, channel)
     network = whole_network(job)
     if not job.process.is_first:
         return
@@ -78,10 +82,11 @@ def finish(job: Job) -> None:
         require_free_space(job.environment.opt_ml.model, state_bytes(network.state_dict()), "the model")
         save_model(job.environment.opt_ml.model, network, job.signature)
         load_model(job.environment.opt_ml.model)  # raises where the artifact cannot be served
-        plot(job, report)
+        plot_history(job)
     write_report(job, report)
-    for name, seconds in job.phases.seconds.items():
-        logger.info("phase %s: %.2f s", name, seconds)
+    runtime = Runtime.from_env()
+    if runtime is not None:
+        runtime.write(PHASES_FILE, job.phases.seconds)  # the launcher's last line
 
 
 def whole_network(job: Job) -> nn.Module:
@@ -95,13 +100,10 @@ def whole_network(job: Job) -> nn.Module:
     return network
 
 
-def test(job: Job) -> dict[str, Any]:
-    """Metrics of the test channel; on rank 0 also the predictions file and the confusion matrix."""
-    loss, accuracy, probabilities = evaluate(job, "test")
-    epoch = -(-job.step // job.steps_per_epoch)
-    job.metrics.log(epoch, job.step, {"test:loss": loss, "test:accuracy": accuracy})
-    share = evaluation_share(job, "test").tolist()
-    data = job.data["test"]
+def assess(job: Job, channel: str) -> dict[str, Any]:
+    """Metrics of a channel, class by class, too; on rank 0 also the files about it."""
+    loss, accuracy, probabilities = evaluate(job, channel)
+    share, data = evaluation_share(job, channel).tolist(), job.data[channel]
     mine = [
         (data.folder.files[i], int(data.labels[i]), row) for i, row in zip(share, probabilities.tolist(), strict=True)
     ]
@@ -109,15 +111,45 @@ def test(job: Job) -> dict[str, Any]:
     matrix = [[0] * len(job.signature.classes) for _ in job.signature.classes]
     for _, label, scores in rows:
         matrix[label][scores.index(max(scores))] += 1
+    by_class = errors.report_by_class(matrix, job.signature.classes)
+    values = {"loss": loss, "accuracy": accuracy, "macro_f1": errors.macro_f1(by_class)}
+    values = {f"{channel}:{name}": value for name, value in values.items()}
+    job.metrics.log(-(-job.step // job.steps_per_epoch), job.step, values)
+    mistakes = [mistake for found in job.process.of_all(own_mistakes(job, channel, mine)) for mistake in found]
     if job.process.is_first:
-        write_predictions(job, rows)
-    return {"test:accuracy": accuracy, "test:loss": loss, "confusion_matrix": matrix}
+        write_predictions(job, channel, rows)
+        plot_errors(job, matrix, errors.surest(mistakes))
+        for line in errors.table_lines(by_class):
+            logger.info("%s", line)
+    return values | {"confusion_matrix": matrix, "by_class": [dataclasses.asdict(report) for report in by_class]}
 
 
-def write_predictions(job: Job, rows: list[tuple[str, int, list[float]]]) -> None:
-    """`file,label,predicted,p:<class>...`, one line per test image."""
+def own_mistakes(job: Job, channel: str, mine: list[tuple[str, int, list[float]]]) -> list[errors.Mistake]:
+    """This rank's surest mistakes, with their pictures.
+
+    Args:
+        job: the job.
+        channel: that was evaluated.
+        mine: file, label and probabilities of each image in this rank's share of it.
+    """
+    classes, data = job.signature.classes, job.data[channel]
+    wrong = [
+        (max(scores), index, label, scores.index(max(scores)))
+        for index, (_, label, scores) in zip(evaluation_share(job, channel).tolist(), mine, strict=True)
+        if scores.index(max(scores)) != label
+    ]
+    return [
+        errors.Mistake(
+            data.folder.files[index], classes[label], classes[given], score, errors.thumbnail(data.read_image(index))
+        )
+        for score, index, label, given in sorted(wrong, reverse=True)[: errors.SHOWN]
+    ]
+
+
+def write_predictions(job: Job, channel: str, rows: list[tuple[str, int, list[float]]]) -> None:
+    """`file,label,predicted,p:<class>...`, one line per image."""
     classes = job.signature.classes
-    with (job.environment.opt_ml.output_data / "test_predictions.csv").open("w", newline="") as file:
+    with (job.environment.opt_ml.output_data / f"{channel}_predictions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label", "predicted", *(f"p:{name}" for name in classes)])
         for name, label, scores in rows:
@@ -125,16 +157,21 @@ def write_predictions(job: Job, rows: list[tuple[str, int, list[float]]]) -> Non
             writer.writerow([name, classes[label], predicted, *(f"{score:.7g}" for score in scores)])
 
 
-def plot(job: Job, report: dict[str, Any]) -> None:
-    """The plots; matplotlib is loaded only now, when nothing waits for it any more."""
-    from container.train import plots
+def plot_errors(job: Job, matrix: list[list[int]], mistakes: list[errors.Mistake]) -> None:
+    """The confusion matrix, and the sheet of mistakes where there are any."""
+    from container.train import plots  # loads matplotlib, when nothing waits for it any more
 
     directory = job.environment.opt_ml.output_data
-    plots.plot_learning_curve(directory / "learning_curve.png", job.metrics.history)
-    if "confusion_matrix" in report:
-        plots.plot_confusion_matrix(
-            directory / "confusion_matrix.png", report["confusion_matrix"], job.signature.classes
-        )
+    plots.plot_confusion_matrix(directory / "confusion_matrix.png", matrix, job.signature.classes)
+    if mistakes:
+        plots.plot_mistakes(directory / "mistakes.png", mistakes)
+
+
+def plot_history(job: Job) -> None:
+    """The learning curves."""
+    from container.train import plots
+
+    plots.plot_learning_curve(job.environment.opt_ml.output_data / "learning_curve.png", job.metrics.history)
 
 
 def write_report(job: Job, report: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from container.train.health import RULES
-from container.train.hyperparameters import HyperparameterError, build
+from container.train.hyperparameters import HyperparameterError, build_config
 
 ALGORITHMS = ("adamw", "sgd")
 PARALLEL = ("ddp", "fsdp")
@@ -157,12 +157,12 @@ class Settings:
 
     @classmethod
     def from_hyperparameters(cls, hyperparameters: Mapping[str, Any]) -> "Settings":
-        """Settings from decoded hyperparameters; see `build` for how names are spelled.
+        """Settings from decoded hyperparameters; see `build_config` for how names are spelled.
 
         Raises:
             HyperparameterError: an unknown name, or a value of another type or out of range.
         """
-        settings = build(cls, hyperparameters)
+        settings = build_config(cls, hyperparameters)
         if settings.batch_size and settings.batch_size_per_rank:
             raise HyperparameterError("batch_size counts over all ranks, batch_size_per_rank for each: set one of them")
         return settings

@@ -95,7 +95,7 @@ class ShardedCheckpoints:
         self._gather(None)
         extra = state.pop("extra")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its directory exists: other ranks are there already
+            warnings.simplefilter("ignore")  # its directory exists (other ranks made it), or there is one rank only
             dcp.save(state, checkpoint_id=path, process_group=self._group)
         if self._rank == 0:
             with (path / EXTRA).open("wb") as file:
@@ -137,7 +137,9 @@ class ShardedCheckpoints:
         weights, optimizer_state = get_state_dict(model, optimizer)
         state: dict[str, Any] = {"model": weights, "optimizer": optimizer_state}
         try:
-            dcp.load(state, checkpoint_id=path, process_group=self._group)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # there is one rank only
+                dcp.load(state, checkpoint_id=path, process_group=self._group)
         except (dcp.api.CheckpointException, RuntimeError, ValueError, KeyError) as error:
             raise CheckpointMismatchError(
                 f"{path} does not fit the job's model and optimizer: {_first_line(error)}: use an empty checkpoint "

@@ -74,7 +74,7 @@ class Start:
         }
         if not fitting:
             raise DataError(
-                f"{self.source} has no tensor of {self.architecture}: it has {_names(self.tensors)}; the network has "
+                f"no tensor of {self.source} fits the network: it has {_names(self.tensors)}; the network has "
                 f"{_names(wanted)}. Set the hyperparameter `model` to the network that the weights belong to"
             )
         network.load_state_dict(fitting, strict=False)

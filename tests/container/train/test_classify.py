@@ -39,7 +39,11 @@ def test_c20_c41_c50_c58_c63_c65_c67_two_hosts_train_and_rank_0_leaves_everythin
     assert set(report["phases"]) == {
         *("start", "peers", "imports", "data", "first_step", "train", "checkpoint", "export"),
     }  # fmt: skip
-    for name in ("learning_curve.png", "confusion_matrix.png"):
+    assert sum(entry["images"] for entry in report["by_class"]) == sum(map(sum, report["confusion_matrix"]))
+    assert [entry["name"] for entry in report["by_class"]] == report["classes"]
+    assert report["test:macro_f1"] > 0.98
+    assert re.search(r"^.*class +precision +recall +F1 +images$", job.log(), re.MULTILINE)
+    for name in ("learning_curve.png", "confusion_matrix.png", "mistakes.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in job.opt_ml().model.iterdir()) == ["model.json", "model.safetensors"]
     assert not any(job.opt_ml("algo-2").model.iterdir())
@@ -67,13 +71,14 @@ def test_c20_c41_c50_c58_c63_c65_c67_two_hosts_train_and_rank_0_leaves_everythin
 
 def test_the_same_seed_and_batch_give_the_same_weights_with_one_and_with_two_processes(training_job, shapes):
     trained = []
-    for hosts in (1, 2):
+    for hosts, gpus in ((1, 0), (2, 0), (1, 2)):
         job = training_job(
-            hosts=hosts, channels={"train": shapes / "train"}, hyperparameters=QUICK | {"batch_size": 15}
+            hosts=hosts, gpus=gpus, channels={"train": shapes / "train"}, hyperparameters=QUICK | {"batch_size": 15}
         )
         assert set(job.run().values()) == {0}, job.log()
         trained.append(weights(job))
-    assert largest_difference(*trained) < 1e-5
+    assert largest_difference(*trained[:2]) < 1e-5
+    assert largest_difference(*trained[1:]) == 0  # two processes on one host or on two
 
 
 @pytest.mark.slow
@@ -119,8 +124,9 @@ def test_c40_an_empty_channel_on_one_host_is_told_by_every_host(training_job, sh
 
 @pytest.mark.slow
 def test_c59_a_job_killed_at_a_random_step_and_resumed_gives_the_same_weights_bit_for_bit(training_job, shapes):
-    """A network with dropout and batch statistics, so that the random generators' states matter."""
+    """Dropout, mixing and batch statistics, so that the random generators' states matter, and a moving average."""
     settings = {"epochs": 2, "batch_size": 16, "model": "mobilenet_v3_small", "image_size": 16, "checkpoint_seconds": 0}
+    settings |= {"mixup": 0.2, "cutmix": 1.0, "ema_decay": 0.9, "clip_norm": 1.0, "class_weights": "balanced"}
     whole = training_job(channels={"train": shapes / "train"}, hyperparameters=settings, checkpoints=True)
     assert whole.run() == {"algo-1": 0}, whole.log()
 
@@ -158,3 +164,40 @@ def test_an_earlier_artifact_is_the_start_and_a_damaged_checkpoint_is_not(traini
     assert re.search(r"(\d+) of \1 tensors come from channel 'model'", second.log())
     assert "last-000000009.pt is skipped: its checksum differs" in second.log()
     assert 0 < largest_difference(weights(first), weights(second)) < 1e-6
+
+
+@pytest.mark.slow
+def test_fsdp_gives_the_weights_of_ddp_also_killed_and_resumed_on_another_number_of_processes(training_job, shapes):
+    settings = {"epochs": 2, "batch_size": 16, "ema_decay": 0.5, "accumulation_steps": 2, "clip_norm": 1.0}
+    settings |= {"checkpoint_seconds": 0, "learning_rate": 0.001}
+    channels = {"train": shapes / "train", "validation": shapes / "test", "test": shapes / "test"}
+    ddp = training_job(gpus=2, channels=channels, hyperparameters=settings)
+    assert ddp.run() == {"algo-1": 0}, ddp.log()
+
+    sharded = settings | {"parallel": "fsdp"}
+    fsdp = training_job(hosts=2, channels=channels, hyperparameters=sharded, checkpoints=True)
+    fsdp.start()
+    manifests = fsdp.opt_ml().checkpoints.glob
+    deadline = time.monotonic() + 100
+    while not any(int(path.parent.name[-9:]) >= 5 for path in manifests("sharded-*/manifest.json")):
+        assert time.monotonic() < deadline, fsdp.log()
+        time.sleep(0.005)
+    for process in fsdp.processes.values():
+        process.kill()
+    fsdp.wait()
+    first, second = (fsdp.opt_ml(host).checkpoints for host in fsdp.hosts)
+    assert not {path.name for path in first.glob("*/__*")} & {path.name for path in second.glob("*/__*")}
+
+    prefix = fsdp.base / "prefix"
+    for directory in (first, second):  # as S3 puts the files of all hosts together
+        shutil.copytree(directory, prefix, dirs_exist_ok=True)
+    shutil.rmtree(fsdp.opt_ml().model)
+    alone = training_job(channels=channels, hyperparameters=sharded, checkpoints=True)
+    for job in (fsdp, alone):
+        for host in job.hosts:
+            shutil.copytree(prefix, job.opt_ml(host).checkpoints, dirs_exist_ok=True)
+        assert set(job.run().values()) == {0}, job.log()
+        assert re.search(r"resumed from the checkpoint of step \d+ of 20", job.log())
+        assert largest_difference(weights(ddp), weights(job)) < 1e-4
+        steps = sorted(int(path.name[-9:]) for path in job.opt_ml().checkpoints.glob("sharded-*"))
+        assert (len(steps), steps[-1]) == (2, 20)

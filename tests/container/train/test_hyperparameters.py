@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from container.train.hyperparameters import HyperparameterError, build, nest
+from container.train.hyperparameters import HyperparameterError, build_config, nest_hyperparameters
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Config:
 def test_dotted_names_become_nested_dictionaries():
     given = {"optimizer.lr": 0.1, "optimizer.schedule.warmup": 5, "epochs": 3, "head": {"width": 2}}
     nested = {"optimizer": {"lr": 0.1, "schedule": {"warmup": 5}}, "epochs": 3, "head": {"width": 2}}
-    assert nest(given) == nested
+    assert nest_hyperparameters(given) == nested
 
 
 @pytest.mark.parametrize("given", [{"a": 1, "a.b": 2}, {"a.b": 2, "a": 1}, {"a.b": 1, "a": {"b": 2}}])
 def test_a_name_that_is_a_value_and_a_group_or_comes_twice_is_an_error(given):
     with pytest.raises(HyperparameterError, match="a is a value, and|is given twice, or is both"):
-        nest(given)
+        nest_hyperparameters(given)
 
 
 def test_dotted_nested_and_short_names_build_nested_dataclasses():
@@ -46,12 +46,15 @@ def test_dotted_nested_and_short_names_build_nested_dataclasses():
         {"epochs": 5, "lr": 0.5, "width": "4"},
         {"epochs": 5, "optimizer": {"lr": 0.5}, "head": {"width": 4.0}},
     ):
-        assert build(Config, given) == config
+        assert build_config(Config, given) == config
 
 
 def test_a_mapping_keeps_its_keys_as_they_are_given():
-    assert build(Config, {"weights.no-entry.v2": "2", "weights": {"stop": 1}}).weights == {"no-entry.v2": 2, "stop": 1}
-    assert build(Config, {"weights": "balanced"}).weights == "balanced"
+    assert build_config(Config, {"weights.no-entry.v2": "2", "weights": {"stop": 1}}).weights == {
+        "no-entry.v2": 2,
+        "stop": 1,
+    }
+    assert build_config(Config, {"weights": "balanced"}).weights == "balanced"
 
 
 @pytest.mark.parametrize(
@@ -71,5 +74,5 @@ def test_a_mapping_keeps_its_keys_as_they_are_given():
 )
 def test_what_does_not_fit_is_an_error_that_says_what_does(given, text):
     with pytest.raises(HyperparameterError) as raised:
-        build(Config, given)
+        build_config(Config, given)
     assert str(raised.value).startswith(text)

@@ -55,6 +55,10 @@ class Health:
     def failure(self) -> str:
         return self._failure[:].rstrip(b"\0").decode("utf-8", "replace")
 
+    def forget_failure(self) -> None:
+        """It did not keep the server from going on."""
+        self._failure[:] = bytes(FAILURE_BYTES)
+
     def state(self) -> State:
         """READY once every process is, ABSENT while one of them is missing."""
         slots = self._slots[:]
@@ -64,6 +68,9 @@ class Health:
             if state in slots:
                 return state
         return State.ABSENT
+
+    def is_ready(self, slot: int) -> bool:
+        return self._slots[slot] == State.READY
 
     def any_ready(self) -> bool:
         return State.READY in self._slots[:]

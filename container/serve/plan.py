@@ -32,6 +32,8 @@ SESSIONS_EXPIRATION = "SAGEMAKER_SESSIONS_EXPIRATION"
 SESSION_SECONDS = 1200
 RECORD_PLACEHOLDERS = "SLIPWAY_RECORD_PLACEHOLDERS"  # a bad line gets a placeholder: batch then loses no file to it
 MODEL_MEMORY_BYTES = "SLIPWAY_MODEL_MEMORY_BYTES"
+MAX_PROCESS_MEMORY_BYTES = "SLIPWAY_MAX_PROCESS_MEMORY_BYTES"
+PROCESSES_SHARE = 0.85  # of the memory is for the processes; one that takes more than its part of it is replaced
 PAGE = "SLIPWAY_PAGE"  # "true": a page to try the model with at /
 METRICS_VARIABLE = "SLIPWAY_METRICS"  # "false": nothing is counted
 MODEL_SERVER_TIMEOUT_SECONDS = "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS"
@@ -78,6 +80,8 @@ class ServerPlan:
     """Whether requests are counted and `/metrics` is there."""
     page: bool
     """Whether `/` is a page to try the model with."""
+    max_process_memory_bytes: int | None
+    """A process that grows past it is replaced; None: it may grow."""
     model_memory_bytes: int | None
     """What all models together may take; None: as much as the machine has."""
     keep_alive_seconds: int = KEEP_ALIVE_SECONDS
@@ -132,8 +136,16 @@ def plan_server(machine: Machine, environ: Mapping[str, str], artifact_bytes: in
         multi_model=multi_model,
         page=is_true(environ, PAGE),
         metrics=(environ.get(METRICS_VARIABLE) or "true").strip().lower() not in ("false", "0"),
+        max_process_memory_bytes=_process_bound(machine, environ, processes, multi_model),
         model_memory_bytes=_whole(environ, MODEL_MEMORY_BYTES),
     )
+
+
+def _process_bound(machine: Machine, environ: Mapping[str, str], processes: int, multi_model: bool) -> int | None:
+    if multi_model:
+        return None  # its models were loaded at the platform's word; a load that does not fit is refused instead
+    share = int(machine.memory_bytes * PROCESSES_SHARE / processes)
+    return _whole(environ, MAX_PROCESS_MEMORY_BYTES) or share
 
 
 def _processes(machine: Machine, artifact_bytes: int) -> int:

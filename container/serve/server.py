@@ -28,6 +28,7 @@ from container.serve.plan import (
     read_machine,
 )
 from container.serve.registry import Registry
+from container.serve.renewal import Renewal
 from container.serve.requirements import RequirementsError, install_requirements, put_on_path
 from container.serve.service import Service
 
@@ -111,6 +112,10 @@ class Master(Arbiter):
 
     WORKER_BOOT_ERROR = APP_LOAD_ERROR = -1  # no process ends with it
 
+    def murder_workers(self) -> None:
+        """Gunicorn's look at its processes, every second: ours is at their memory."""
+        self.app.renewal.look(self)
+
 
 class GunicornLogger(Logger):
     """gunicorn's and uvicorn's own lines, where and how ours go: uvicorn takes gunicorn's handlers over."""
@@ -129,6 +134,7 @@ class Gunicorn(BaseApplication):
         self.opt_ml = opt_ml
         self.health = Health(plan.processes)
         self.metrics = Metrics(2 * plan.processes) if plan.metrics else None  # a row per slot of health
+        self.renewal = Renewal(self.health, plan.max_process_memory_bytes)
         self.slot = 0
         super().__init__()
 
@@ -165,6 +171,8 @@ class Gunicorn(BaseApplication):
 
     def _after_exit(self, arbiter: Arbiter, worker: Any) -> None:
         was = self.health.leave(worker.slot)
+        if self.renewal.exited(arbiter, worker.pid):
+            return
         stopping = not arbiter.LISTENERS
         if stopping or was is State.READY:  # a process that has answered is replaced
             if self.metrics is not None and not stopping:

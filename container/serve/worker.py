@@ -25,6 +25,9 @@ class DrainingServer(Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.config.loaded_app.draining = True
         await asyncio.gather(asyncio.sleep(DRAIN_SECONDS), self.config.loaded_app.conversations.drain())
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(DRAIN_SECONDS / 5)  # a connection taken a moment ago has its request on the way
         await super().shutdown(sockets)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.account.secrets import refuse_secrets
 from launcher.config import Config
 from launcher.errors import AwsRefused, ConfigError, JobFailed
-from launcher.jobs import endpoint, training, transform
+from launcher.jobs import alarms, endpoint, scaling, training, transform
 from launcher.jobs.api import ApiCall, JobContext, content_name, s3_join, tag_list, unique_name
 from launcher.jobs.common import is_local_model, model_data_uri, project_uri
 from launcher.jobs.endpoint import ServedModel
@@ -82,7 +82,11 @@ def _dry_calls(kind: str, config: Config, context: JobContext, directory: Path) 
         name: _dry_model(config, context, directory, model or DRY_RUN_JOB)
         for name, model in endpoint.models_of(config.endpoint).items()
     }
-    return endpoint.calls(config, context, models)
+    *parts, create = endpoint.calls(config, context, models)
+    name = create.request["EndpointConfigName"]
+    update = [endpoint.update_call(config, name, alarms.names(config))] if config.endpoint.rollout else []
+    components = endpoint.component_calls(config, context, models)
+    return [*parts, *alarms.calls(config), create, *update, *components, *scaling.calls(config)]
 
 
 def _dry_model(config: Config, context: JobContext, directory: Path, model: str) -> ServedModel:
@@ -128,7 +132,7 @@ class Project:
         """Upload the inputs and send the request.
 
         Args:
-            instance_type: instead of the first of the configured ones.
+            instance_type: this one alone, whatever is configured.
 
         Returns:
             The job's name.
@@ -141,7 +145,9 @@ class Project:
         return context.job_name
 
     def train(self, follow: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-        """Run a training job to its end; without capacity for one instance type, on the next.
+        """Run a training job to its end; on spot, without capacity for one instance type, on the next.
+
+        On demand, SageMaker is given all types in one request and takes the first that it has.
 
         Args:
             follow: waits for the job of a name and returns its description.
@@ -150,7 +156,9 @@ class Project:
             AwsRefused: the request was refused, and not for want of capacity.
             JobFailed: the job failed, and not for want of capacity.
         """
-        *others, last = self.config.training.instance_type
+        if training.sagemaker_chooses(self.config.training):
+            return follow(self.start_training())
+        *others, last = training.types_of(self.config.training)
         for instance_type in others:
             try:
                 return follow(self.start_training(instance_type))

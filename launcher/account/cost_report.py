@@ -99,7 +99,14 @@ def training_spent(description: Mapping[str, Any], tag: str, billing: Billing) -
     """What a training job has cost: billed seconds times its instances, and the warm pool it kept."""
     resources = description["ResourceConfig"]
     groups = resources.get("InstanceGroups") or [resources]
-    machines = [(group["InstanceType"], group["InstanceCount"]) for group in groups]
+    machines = [
+        (
+            group.get("SelectedInstanceType") or group["InstanceType"],
+            group.get("SelectedInstanceCount") or group["InstanceCount"],
+        )
+        for group in groups
+        if "SelectedInstanceType" in group or "InstanceType" in group  # a job that waits for capacity has neither
+    ]
     ran = _seconds(description.get("TrainingStartTime"), description.get("TrainingEndTime", billing.now))
     trained = description.get("TrainingTimeInSeconds", ran)
     billed = description.get("BillableTimeInSeconds", trained)

@@ -35,10 +35,10 @@ def calls(config: Config, context: JobContext, instance_type: str | None = None)
     Args:
         config: the project's.
         context: the job's name, account, bucket and role.
-        instance_type: overrides the first of the configured types (the next one after a capacity error).
+        instance_type: this one alone, whatever is configured.
 
     Raises:
-        ConfigError: hyperparameters or an environment that SageMaker would refuse.
+        ConfigError: hyperparameters, an environment or a channel that SageMaker would refuse.
     """
     training = config.training
     request = {
@@ -153,6 +153,11 @@ def _channel(name: str, channel: Channel, config: Config, context: JobContext) -
 
 def _data_source(name: str, channel: Channel, config: Config, context: JobContext) -> dict[str, Any]:
     if channel.source.startswith("fs-"):
+        if not config.network.subnets:
+            raise ConfigError(
+                f"training.channels.{name}: a file system is reached from your VPC only; "
+                "set network.subnets and network.security_groups to those of its mount targets"
+            )
         file_system, _, path = channel.source.partition(":")
         return {
             "FileSystemDataSource": {
@@ -212,7 +217,7 @@ def environment(training: Training) -> dict[str, str]:
 
 
 def resources(training: Training, instance_type: str | None) -> dict[str, Any]:
-    """ResourceConfig: one kind of machine, or named groups of several kinds."""
+    """ResourceConfig: one kind of machine, several to choose from, or named groups of several kinds."""
     shared = without_none(
         {
             "VolumeSizeInGB": training.volume_size_gb,
@@ -230,11 +235,20 @@ def resources(training: Training, instance_type: str | None) -> dict[str, Any]:
             for group in training.instance_groups
         ]
         return {"InstanceGroups": groups, **shared}
-    return {
-        "InstanceType": instance_type or training.instance_type[0],
-        "InstanceCount": training.instance_count,
-        **shared,
-    }
+    count = {"InstanceCount": training.instance_count, **shared}
+    if instance_type is None and sagemaker_chooses(training):
+        return {"InstancePreferences": [{"InstanceType": name} for name in types_of(training)], **count}
+    return {"InstanceType": instance_type or training.instance_type[0], **count}
+
+
+def types_of(training: Training) -> list[str]:
+    """The instance types in their order, each once."""
+    return list(dict.fromkeys(training.instance_type))
+
+
+def sagemaker_chooses(training: Training) -> bool:
+    """Whether SageMaker itself takes the first type with capacity; of spot capacity it does not."""
+    return len(types_of(training)) > 1 and not training.spot and not training.instance_groups
 
 
 def max_wait(training: Training) -> int | None:

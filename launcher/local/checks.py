@@ -7,6 +7,7 @@ from typing import Any
 
 from container import contract
 from launcher.local.buckets import BucketError, parse_s3_uri
+from launcher.local.channels import AUGMENTED, FILE_SYSTEMS, file_system_directory
 from launcher.local.errors import ValidationException
 from launcher.local.inputs import source_objects
 from launcher.local.opt_ml import processing_outputs
@@ -32,9 +33,7 @@ def check_training_job(platform: Platform, request: Mapping[str, Any]) -> None:
         )
     for definition in algorithm.get("MetricDefinitions", []):
         _check_regex(definition)
-    resources = request["ResourceConfig"]
-    if "InstanceGroups" not in resources and "InstanceType" not in resources:
-        raise ValidationException("ResourceConfig needs InstanceType and InstanceCount, or InstanceGroups")
+    _check_resources(request)
     _check_spot(request)
     for channel in request.get("InputDataConfig", []):
         _check_channel(platform, channel, algorithm["TrainingInputMode"])
@@ -50,6 +49,26 @@ def _check_regex(definition: Mapping[str, str]) -> None:
         raise ValidationException(
             f"MetricDefinition {definition['Name']!r}: invalid regular expression {definition['Regex']!r}: {error}"
         ) from error
+
+
+def _check_resources(request: Mapping[str, Any]) -> None:
+    resources = request["ResourceConfig"]
+    kinds = [name for name in ("InstanceType", "InstanceGroups", "InstancePreferences") if name in resources]
+    if len(kinds) != 1:
+        raise ValidationException(
+            "ResourceConfig needs InstanceType and InstanceCount, or InstanceGroups, or InstancePreferences; "
+            f"it has {' and '.join(kinds) or 'none of them'}"
+        )
+    preferences = resources.get("InstancePreferences", [])
+    if preferences and request.get("EnableManagedSpotTraining"):
+        raise ValidationException("InstancePreferences and EnableManagedSpotTraining exclude each other")
+    if len({item["InstanceType"] for item in preferences}) < len(preferences):
+        raise ValidationException("An instance type can appear only once in InstancePreferences")
+    counted = ["InstanceCount" in item for item in preferences]
+    if preferences and (any(counted) != all(counted) or all(counted) == ("InstanceCount" in resources)):
+        raise ValidationException(
+            "InstanceCount must stand in every one of InstancePreferences, or in ResourceConfig alone"
+        )
 
 
 def _check_spot(request: Mapping[str, Any]) -> None:
@@ -69,17 +88,42 @@ def _check_spot(request: Mapping[str, Any]) -> None:
 
 def _check_channel(platform: Platform, channel: Mapping[str, Any], job_mode: str) -> None:
     name = channel["ChannelName"]
+    mode = channel.get("InputMode", job_mode)
+    if "FileSystemDataSource" in channel["DataSource"]:
+        return _check_file_system(platform, channel, mode)
     source = channel["DataSource"].get("S3DataSource")
-    if source is None:
-        raise ValidationException(f"Channel {name}: the local SageMaker reads S3DataSource only, no file system")
-    if source.get("S3DataType") not in ("S3Prefix", "ManifestFile"):
+    if source is None or source.get("S3DataType") not in ("S3Prefix", "ManifestFile", AUGMENTED):
+        kind = source and source.get("S3DataType")
         raise ValidationException(
-            f"Channel {name}: the local SageMaker has S3Prefix and ManifestFile, not {source.get('S3DataType')}"
+            f"Channel {name}: the local SageMaker has FileSystemDataSource, and S3DataSource with S3Prefix, "
+            f"ManifestFile and {AUGMENTED}, not {kind or 'another source'}"
         )
     packed = {channel.get("CompressionType", "None"), channel.get("RecordWrapperType", "None")} - {"None"}
-    if packed and channel.get("InputMode", job_mode) != "Pipe":
+    if packed and mode != "Pipe":
         raise ValidationException(f"Channel {name}: {', '.join(sorted(packed))} is for Pipe mode only")
-    check_input(platform, source)
+    if source["S3DataType"] == AUGMENTED:
+        return _check_augmented(channel, mode)
+    return check_input(platform, source)
+
+
+def _check_augmented(channel: Mapping[str, Any], mode: str) -> None:
+    if mode != "Pipe":
+        raise ValidationException(f"Channel {channel['ChannelName']}: {AUGMENTED} is for Pipe mode only")
+    if not channel["DataSource"]["S3DataSource"].get("AttributeNames"):
+        raise ValidationException(f"Channel {channel['ChannelName']}: {AUGMENTED} needs AttributeNames")
+
+
+def _check_file_system(platform: Platform, channel: Mapping[str, Any], mode: str) -> None:
+    name, source = channel["ChannelName"], channel["DataSource"]["FileSystemDataSource"]
+    if mode != "File":
+        raise ValidationException(f"Channel {name}: a file system is for File mode only, not {mode}")
+    directory = file_system_directory(platform.home, source)
+    if not directory.is_dir():
+        raise ValidationException(
+            f"Channel {name}: nothing stands for {source['FileSystemId']}:{source['DirectoryPath']} on this machine; "
+            f"link a directory: mkdir -p {platform.home / FILE_SYSTEMS} && "
+            f"ln -s DIRECTORY {platform.home / FILE_SYSTEMS / source['FileSystemId']}"
+        )
 
 
 def check_input(platform: Platform, source: Mapping[str, Any]) -> None:

@@ -30,6 +30,15 @@ class ContainerStartError(Exception):
 
 
 @dataclass(frozen=True)
+class Mount:
+    """A directory of this machine that a container sees in its tree."""
+
+    source: Path
+    target: Path  # below the spec's opt_ml
+    read_only: bool
+
+
+@dataclass(frozen=True)
 class ContainerSpec:
     """What to start: the image, its argument, and the host's tree."""
 
@@ -45,6 +54,7 @@ class ContainerSpec:
     port: int = 0  # where a server must listen; 0: none
     isolated: bool = False
     read_only: tuple[Path, ...] = ()  # directories below opt_ml that the container must not write
+    mounts: tuple[Mount, ...] = ()
     memory_mb: int = 0  # a limit; 0: none. Processes have none, as torch reserves far more than it uses
 
     @property
@@ -122,6 +132,9 @@ class ProcessRuntime:
 
     def start(self, spec: ContainerSpec, write_line: Callable[[str], None]) -> "ProcessContainer":
         self._home.mkdir(parents=True, exist_ok=True)
+        for mount in spec.mounts:
+            mount.target.rmdir()  # empty: what is mounted hides it
+            mount.target.symlink_to(mount.source, target_is_directory=True)
         try:
             process = subprocess.Popen(
                 process_argv(spec),

@@ -74,6 +74,9 @@ class DockerRuntime:
         for path in spec.read_only:
             target = BASE_DIR / path.relative_to(spec.opt_ml.base)
             mounts.append(docker.types.Mount(str(target), str(path), type="bind", read_only=True))
+        for mount in spec.mounts:
+            target = BASE_DIR / mount.target.relative_to(spec.opt_ml.base)
+            mounts.append(docker.types.Mount(str(target), str(mount.source), type="bind", read_only=mount.read_only))
         return mounts
 
     def _ensure_network(self, spec: ContainerSpec) -> None:

@@ -4,10 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from launcher.local.buckets import Buckets, parse_s3_uri
 from launcher.local.errors import JobFailed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def manifest_objects(manifest: bytes, uri: str) -> list[InputObject]:
         ) from error
 
 
-def shard(objects: Sequence[InputObject], index: int, count: int, distribution: str) -> list[InputObject]:
+def shard(objects: Sequence[T], index: int, count: int, distribution: str) -> list[T]:
     """What host `index` of `count` gets: everything, or with ShardedByS3Key every `count`-th object."""
     return list(objects[index::count]) if distribution == "ShardedByS3Key" else list(objects)
 

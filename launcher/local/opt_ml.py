@@ -73,7 +73,7 @@ def resource_config(
     groups = resources.get("InstanceGroups") or [
         {
             "InstanceGroupName": HOMOGENEOUS_GROUP,
-            "InstanceType": resources.get("InstanceType", "ml.m5.large"),
+            "InstanceType": resources.get("SelectedInstanceType") or resources.get("InstanceType", "ml.m5.large"),
             "InstanceCount": len(hosts),
         }
     ]

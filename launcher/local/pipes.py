@@ -6,16 +6,20 @@ Source: "How Amazon SageMaker AI Provides Training Information" and RecordIO fra
 import contextlib
 import errno
 import gzip
+import itertools
 import os
+import random
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from launcher.local.records import RECORDIO_MAGIC
 
 OPEN_SECONDS = 0.05  # between two looks for a reader
 PART_BYTES = 65536  # what a pipe holds
+T = TypeVar("T")
 Chunks = Callable[[], Iterator[bytes]]
 
 
@@ -72,21 +76,25 @@ class PipeFeeder:
                 self._ended.wait(OPEN_SECONDS / 10)  # the pipe is full: the reader works
 
 
-def channel_chunks(read: Callable[[int], bytes], count: int, compression: str, wrapper: str) -> Chunks:
-    """What an epoch of a channel streams: its objects, unpacked and framed as the channel says.
+def channel_chunks(groups: Sequence[Sequence[T]], read: Callable[[T], bytes], channel: Mapping[str, Any]) -> Chunks:
+    """What an epoch of a channel streams: its objects, unpacked, framed and shuffled as the channel says.
 
     Args:
-        read: the bytes of object 0 .. count-1.
-        count: how many objects there are.
-        compression: CompressionType of the channel; `Gzip` is undone.
-        wrapper: RecordWrapperType of the channel; `RecordIO` makes each object a record.
+        groups: what stays together when the order is shuffled: an object, or the attributes of a manifest's line.
+        read: the bytes of a group's member.
+        channel: read are CompressionType (`Gzip` is undone), RecordWrapperType (`RecordIO` makes each member a record)
+            and ShuffleConfig (another order in every epoch).
     """
+    epochs = itertools.count()
+    shuffling = channel.get("ShuffleConfig")
 
     def chunks() -> Iterator[bytes]:
-        for index in range(count):
-            content = read(index)
-            content = gzip.decompress(content) if compression == "Gzip" else content
-            yield recordio(content) if wrapper == "RecordIO" else content
+        epoch, order = next(epochs), list(groups)
+        if shuffling:
+            random.Random(f"{shuffling['Seed']} {epoch}").shuffle(order)
+        for content in (read(member) for group in order for member in group):
+            unpacked = gzip.decompress(content) if channel.get("CompressionType") == "Gzip" else content
+            yield recordio(unpacked) if channel.get("RecordWrapperType") == "RecordIO" else unpacked
 
     return chunks
 

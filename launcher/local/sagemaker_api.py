@@ -38,7 +38,7 @@ from launcher.local.store import (
     Document,
     Kind,
 )
-from launcher.local.training import TrainingJob, next_transitions
+from launcher.local.training import TrainingJob, next_transitions, with_selected_instances
 from launcher.local.transform import TransformJob
 
 TARGET_PREFIX = "SageMaker."
@@ -96,6 +96,7 @@ class SageMakerApi:
 
     def _create_training_job(self, request: Document) -> Document:
         check_training_job(self._platform, request)
+        request = with_selected_instances(request)
         transitions = next_transitions([], "Starting", time.time())
         extra = {"SecondaryStatus": "Starting", "SecondaryStatusTransitions": transitions}
         answer = self._resources.create(TRAINING_JOB, request | extra, "InProgress")

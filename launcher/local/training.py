@@ -1,5 +1,6 @@
 """The life of one training job: prepare, download, train, upload, and the true end."""
 
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,18 +10,19 @@ from container import contract
 from container.contract import OptMl, truncate_utf8
 from launcher.local import artifacts
 from launcher.local.buckets import BucketError, parse_s3_uri
+from launcher.local.channels import file_system_mounts, provide
 from launcher.local.checkpoints import CheckpointSync
 from launcher.local.cluster import Outcome, supervise
 from launcher.local.containers import TRAIN, Container, ContainerSpec, ContainerStartError, free_port
 from launcher.local.errors import JobFailed
-from launcher.local.inputs import InputObject, download, shard, source_objects
 from launcher.local.logs import TRAINING_GROUP, LogStream
 from launcher.local.metrics import MetricScanner
-from launcher.local.opt_ml import input_mode, resource_config, write_training_input
-from launcher.local.pipes import PipeFeeder, channel_chunks
+from launcher.local.opt_ml import resource_config, write_training_input
+from launcher.local.pipes import PipeFeeder
 from launcher.local.platform import SHUTDOWN_REASON, JobControl, Platform, stop_all
 from launcher.local.store import TRAINING_JOB, Document
 
+KILLED = 128 + signal.SIGKILL
 STATUS_MESSAGES = {
     "Starting": "Preparing the instances for training",
     "Downloading": "Downloading input data",
@@ -35,10 +37,23 @@ STATUS_MESSAGES = {
 }
 
 
+def with_selected_instances(request: Document) -> Document:
+    """The request with the machines that it gets: the first of its InstancePreferences, as there is room here."""
+    resources = request["ResourceConfig"]
+    if "InstancePreferences" not in resources:
+        return request
+    first = resources["InstancePreferences"][0]
+    count = first.get("InstanceCount", resources.get("InstanceCount"))
+    selected = {"SelectedInstanceType": first["InstanceType"], "SelectedInstanceCount": count}
+    return {**request, "ResourceConfig": {**resources, **selected}}
+
+
 def host_names(request: Mapping[str, Any]) -> list[str]:
     """`algo-1` .. `algo-N` over all instances of the request."""
     resources = request["ResourceConfig"]
-    groups = resources.get("InstanceGroups") or [{"InstanceCount": resources.get("InstanceCount", 1)}]
+    groups = resources.get("InstanceGroups") or [
+        {"InstanceCount": resources.get("SelectedInstanceCount", resources.get("InstanceCount", 1))}
+    ]
     return [f"algo-{index}" for index in range(1, 1 + sum(group["InstanceCount"] for group in groups))]
 
 
@@ -57,6 +72,7 @@ def job_environment(request: Mapping[str, Any], arn: str) -> dict[str, str]:
         contract.TRAINING_JOB_NAME: request["TrainingJobName"],
         contract.TRAINING_JOB_ARN: arn,
         contract.MAX_RUNTIME_SECONDS: str(max_runtime_seconds(request)),
+        contract.LOCAL: "true",
         **request.get("Environment", {}),
     }
 
@@ -81,6 +97,7 @@ class TrainingJob:
         self._request = request
         self._name = request["TrainingJobName"]
         self._hosts = host_names(request)
+        self._channels = request.get("InputDataConfig", [])
         self._directory = platform.jobs_directory / TRAINING_JOB.arn_type / self._name
         self._trees = {host: OptMl(self._directory / host / "ml") for host in self._hosts}
         self._network = f"slipway-{self._name}"
@@ -89,6 +106,7 @@ class TrainingJob:
         self._feeders: list[PipeFeeder] = []
         self._master_port = free_port()
         self._billable_seconds = 0.0
+        self._retries_left = request.get("RetryStrategy", {}).get("MaximumRetryAttempts", 0)
 
     def run(self, control: JobControl) -> None:
         try:
@@ -104,7 +122,7 @@ class TrainingJob:
             self._remove_trees()
 
     def _run_once(self, control: JobControl) -> bool:
-        """One attempt; False after a spot interruption, which asks for the next one."""
+        """One attempt; False after a spot interruption, or where RetryStrategy asks for the next one."""
         if control.stop_requested:
             self._end("Stopped", "Stopped")
             return True
@@ -113,12 +131,20 @@ class TrainingJob:
         self._lay_out()
         checkpoints = self._download()
         outcome = self._train(control, checkpoints)
-        if outcome.secondary_status == "Interrupted":
+        if outcome.secondary_status == "Interrupted" or self._retries(outcome):
             control.interrupt_requested = False
             self._remove_trees()
             self._transition("Starting")
             return False
         self._finish(outcome)
+        return True
+
+    def _retries(self, outcome: Outcome) -> bool:
+        """Whether to try again: SageMaker does after an error of its own, for which a killed container stands here."""
+        if outcome.exit_code != KILLED or not self._retries_left:
+            return False
+        self._retries_left -= 1
+        self._warn(f"the container of {outcome.failed_host} was killed; trying again, {self._retries_left} more times")
         return True
 
     # --- before -----------------------------------------------------------------------------------------------------
@@ -130,30 +156,18 @@ class TrainingJob:
 
     def _download(self) -> CheckpointSync | None:
         self._transition("Downloading")
-        for channel in self._request.get("InputDataConfig", []):
-            source = channel["DataSource"]["S3DataSource"]
-            objects = source_objects(self._platform.buckets, source)
-            distribution = source.get("S3DataDistributionType", "FullyReplicated")
-            hosts = hosts_of_groups(self._request, source.get("InstanceGroupNames", []))
-            for index, host in enumerate(hosts):
-                mine = shard(objects, index, len(hosts), distribution)
-                if input_mode(self._request, channel) == "Pipe":
-                    self._feeders.append(self._feeder(channel, self._trees[host], mine))
-                else:
-                    download(self._platform.buckets, mine, self._trees[host].channel(channel["ChannelName"]))
+        for channel in self._channels:
+            source = channel["DataSource"].get("S3DataSource")
+            if source is not None:
+                hosts = hosts_of_groups(self._request, source.get("InstanceGroupNames", []))
+                trees = {host: self._trees[host] for host in hosts}
+                self._feeders += provide(self._platform.buckets, self._request, channel, trees)
         if "CheckpointConfig" not in self._request:
             return None
         directories = {host: self._checkpoint_directory(tree) for host, tree in self._trees.items()}
         sync = CheckpointSync(self._platform.buckets, self._request["CheckpointConfig"]["S3Uri"], directories)
         sync.restore()
         return sync
-
-    def _feeder(self, channel: Mapping[str, Any], tree: OptMl, objects: Sequence[InputObject]) -> PipeFeeder:
-        def read(index: int) -> bytes:
-            return self._platform.buckets.read(objects[index].bucket, objects[index].key)
-
-        compression, wrapper = channel.get("CompressionType", "None"), channel.get("RecordWrapperType", "None")
-        return PipeFeeder(tree.data, channel["ChannelName"], channel_chunks(read, len(objects), compression, wrapper))
 
     def _checkpoint_directory(self, tree: OptMl) -> Path:
         local_path = Path(self._request["CheckpointConfig"].get("LocalPath") or contract.BASE_DIR / "checkpoints")
@@ -175,7 +189,7 @@ class TrainingJob:
                 stream = self._platform.logs.stream(TRAINING_GROUP, f"{self._name}/{host}-{stamp}")
                 streams.append(stream)
                 containers[host] = self._start(host, stream)
-            deadline = began + max_runtime_seconds(self._request)
+            deadline = began + max_runtime_seconds(self._request) - self._billable_seconds
             return supervise(containers, control, deadline, contract.TRAINING_STOP_SECONDS, self._report)
         finally:
             stop_all(list(containers.values()), 0)
@@ -204,6 +218,7 @@ class TrainingJob:
             network=self._network,
             alias=host,
             isolated=isolated,
+            mounts=file_system_mounts(self._platform.home, self._channels, self._trees[host]),
         )
         return self._platform.runtime.start(spec, keep)
 

@@ -25,10 +25,24 @@ def types_asked_for(sent):
     return [body["ResourceConfig"]["InstanceType"] for name, body in sent if name == "CreateTrainingJob"]
 
 
+SPOT = "training.spot=true"
+
+
+def test_on_demand_sagemaker_is_given_all_types_at_once(project, canned, sent):
+    canned("CreateTrainingJob", {"TrainingJobArn": "arn"})
+    canned("DescribeTrainingJob", {"TrainingJobName": "x"})
+    made = project("training.instance_type=[ml.g5.xlarge, ml.g6.xlarge, ml.g5.xlarge]")
+    made.train(lambda name: {"TrainingJobName": name})
+    (resources,) = [body["ResourceConfig"] for name, body in sent if name == "CreateTrainingJob"]
+    assert resources["InstancePreferences"] == [{"InstanceType": "ml.g5.xlarge"}, {"InstanceType": "ml.g6.xlarge"}]
+    assert resources["InstanceCount"] == 1
+    assert "InstanceType" not in resources
+
+
 def test_the_next_instance_type_is_tried_when_the_request_finds_no_capacity(project, canned, sent):
     canned("CreateTrainingJob", CAPACITY, {"TrainingJobArn": "arn"})
     canned("DescribeTrainingJob", {"TrainingJobName": "x"})
-    made = project("training.instance_type=[ml.g5.xlarge, ml.g6.xlarge]")
+    made = project("training.instance_type=[ml.g5.xlarge, ml.g6.xlarge]", SPOT)
     assert made.train(lambda name: {"TrainingJobName": name})["TrainingJobName"].startswith("digits-")
     assert types_asked_for(sent) == ["ml.g5.xlarge", "ml.g6.xlarge"]
 
@@ -44,7 +58,7 @@ def test_the_next_instance_type_is_tried_when_the_job_finds_no_capacity(project,
             raise outcome
         return outcome
 
-    made = project("training.instance_type=[ml.g5.xlarge, ml.g6.xlarge]")
+    made = project("training.instance_type=[ml.g5.xlarge, ml.g6.xlarge]", SPOT)
     assert made.train(follow) == {"TrainingJobName": "y"}
     assert types_asked_for(sent) == ["ml.g5.xlarge", "ml.g6.xlarge"]
     assert "there is no capacity for ml.g5.xlarge; trying the next type" in caplog.text
@@ -55,7 +69,7 @@ def test_another_failure_or_the_last_type_stands(types, project, canned):
     refusal = CAPACITY if "[" not in types else {"Error": {"Code": "ValidationException", "Message": "no"}}
     canned("CreateTrainingJob", refusal)
     with pytest.raises(AwsRefused, match="no"):
-        project(f"training.instance_type={types}").train(lambda _: {})
+        project(f"training.instance_type={types}", SPOT).train(lambda _: {})
 
 
 def test_a_local_model_is_uploaded(project, tmp_path, aws):

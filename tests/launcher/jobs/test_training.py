@@ -53,6 +53,19 @@ def test_every_option_at_once_makes_a_valid_request(config, context, golden):
     golden("training_full", body)
 
 
+def test_several_types_on_demand_are_one_request(config, context, golden):
+    types = "[ml.g5.12xlarge, ml.g6.12xlarge]"
+    body = request(config(f"training.instance_type={types}", "training.instance_count=2"), context)
+    assert problems(ApiCall("sagemaker", "CreateTrainingJob", body)) == []
+    golden("training_preferences", body["ResourceConfig"])
+
+
+def test_a_file_system_needs_your_network(config, context):
+    made = config("training.channels.shared=fs-0123456789abcdef0:/data")
+    with pytest.raises(ConfigError, match=r"training\.channels\.shared: a file system is reached from your VPC only"):
+        request(made, context)
+
+
 def test_instance_groups_take_the_place_of_one_type(config, context, golden):
     groups = "[{name: gpu, instance_type: ml.g5.xlarge}, {name: cpu, instance_type: ml.c5.xlarge, instance_count: 2}]"
     body = request(config(f"training.instance_groups={groups}"), context)

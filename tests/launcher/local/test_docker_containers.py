@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -119,6 +120,26 @@ def test_hosts_of_a_job_find_each_other_and_reach_the_local_aws(aws, look):
         assert seen["aws"] == 200
         assert seen["uid"] == 0
         assert seen["hostname"] not in ("algo-1", "algo-2")
+
+
+def test_a_file_system_is_mounted_and_read_only_where_the_job_says_so(aws, training_request, tmp_path):
+    (tmp_path / "a.csv").write_text("1,2")
+    link = aws.server.home / "file-systems" / "fs-0123456789abcdef0"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path)
+    source = {
+        "FileSystemId": link.name,
+        "FileSystemType": "EFS",
+        "FileSystemAccessMode": "ro",
+        "DirectoryPath": "/",
+    }
+    writing = "sh -c 'cp /opt/ml/input/data/train/a.csv /opt/ml/model/ && ! touch /opt/ml/input/data/train/b'"
+    algorithm = {**FAKE_PROGRAM, "ContainerEntrypoint": shlex.split(writing)}
+    channels = [{"ChannelName": "train", "DataSource": {"FileSystemDataSource": source}}]
+    job = aws.train(training_request(AlgorithmSpecification=algorithm, InputDataConfig=channels))
+    assert job["TrainingJobStatus"] == "Completed", job
+    assert aws.unpack(job["ModelArtifacts"]["S3ModelArtifacts"]) == {"a.csv": "1,2"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
 def test_c69_an_isolated_job_has_its_peers_and_nothing_else(aws, look):

@@ -26,6 +26,7 @@ def train():
     host = resources["current_host"]
     signal.signal(signal.SIGTERM, lambda *_: leave_on_sigterm(hyperparameters, host))
     say(f"hello from {host}")
+    found = ["", *(path.name for path in paths.checkpoints.glob("*"))]
     describe_environment(host, resources)
     read_pipes(hyperparameters)
     for line in json.loads(hyperparameters.get("lines", "[]")):
@@ -38,7 +39,7 @@ def train():
         if "failure" in hyperparameters:
             paths.failure.write_text(hyperparameters["failure"])
         sys.exit(3)
-    if "kill" in hyperparameters:
+    if "kill" in hyperparameters or hyperparameters.get("kill_once", "") not in found:
         os.kill(os.getpid(), signal.SIGKILL)
     deadline = time.time() + float(hyperparameters.get("sleep", 0))
     while time.time() < deadline:
@@ -75,7 +76,8 @@ def describe_environment(host, resources):
         "inputs": json.loads(paths.input_data_config.read_text()),
         "data": {
             path.relative_to(paths.data).as_posix(): path.read_text()
-            for path in sorted(paths.data.rglob("*"))
+            for folder, _, names in os.walk(paths.data, followlinks=True)
+            for path in (Path(folder, name) for name in sorted(names))
             if path.is_file()
         },
         "checkpoints": sorted(path.name for path in paths.checkpoints.glob("*"))

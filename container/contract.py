@@ -148,6 +148,7 @@ DEFAULT_INVOCATIONS_ACCEPT = "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"
 # Ours. The platform does not know them; the local SageMaker and the launcher set them.
 MASTER_ADDR = "SLIPWAY_MASTER_ADDR"  # overrides the first host: several "hosts" as processes on one machine
 MASTER_PORT_VARIABLE = "SLIPWAY_MASTER_PORT"
+LOCAL = "SLIPWAY_LOCAL"  # "true" in the local SageMaker: the instance type says nothing about this machine
 MAX_RUNTIME_SECONDS = "SLIPWAY_MAX_RUNTIME_SECONDS"  # StoppingCondition.MaxRuntimeInSeconds, which SageMaker hides
 REQUIRE_MODEL = "SLIPWAY_REQUIRE_MODEL"  # "true": a job whose script leaves no model fails
 PEER_TIMEOUT_SECONDS_VARIABLE = "SLIPWAY_PEER_TIMEOUT_SECONDS"  # how long a training host waits for the others

@@ -20,6 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "container.__main__": {"container.cuda", "container.train", "container.serve"},
     "container.train": {
         "container.contract",
+        "container.cuda",
         "container.images",
         "container.logs",
         "container.model",
@@ -44,7 +45,8 @@ ARROWS: dict[str, set[str]] = {
     "launcher.load": {"launcher", "launcher.aws", "launcher.invoke"},
     "launcher.explain": {"launcher", "launcher.aws", "launcher.run"},
     "launcher.project": {"launcher", "launcher.account", "launcher.aws", "launcher.data", "launcher.jobs"},
-    "launcher.deployment": {"launcher", "launcher.jobs", "launcher.project", "launcher.run"},
+    "launcher.attachments": {"launcher", "launcher.jobs", "launcher.project"},
+    "launcher.deployment": {"launcher", "launcher.attachments", "launcher.jobs", "launcher.project", "launcher.run"},
     "launcher.images": {
         "container.contract",
         "launcher",

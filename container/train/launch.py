@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from container import contract, logs
+from container import contract, cuda, logs
 from container.contract import OptMl
 from container.train import failure, lines
 from container.train.cluster import Cluster, be_found, decide_cluster, network_interface, torchrun_argv, wait_for_hosts
@@ -78,6 +78,7 @@ def train(opt_ml: OptMl, environ: Mapping[str, str], stop: StopRequest, started:
         directory.mkdir(parents=True, exist_ok=True)
     logger.info("hyperparameters %s", masked(environment.hyperparameters))
     os.environ.update(cache_variables(environ))  # pip, which installs a script's requirements, inherits them
+    check_cuda(environment, environ)
     rules_from_env()  # whose errors are told before torch is loaded
     program = find_program(environment, environ)
     if program.kind == "builtin":
@@ -113,6 +114,23 @@ def train(opt_ml: OptMl, environ: Mapping[str, str], stop: StopRequest, started:
         required = environ.get(contract.REQUIRE_MODEL, "").lower() in ("1", "true")
         ending = Ending(code, stop.signal, stop.planned, required, stop.overdue_seconds)
         return conclude(environment, program, cluster, runtime, ending)
+
+
+class CudaUnusable(Exception):
+    """The machine has a GPU, and this image cannot use it."""
+
+
+def check_cuda(environment: TrainingEnvironment, environ: Mapping[str, str]) -> None:
+    """Say in time what would otherwise be an error deep in torch, or training on the CPU of a GPU machine.
+
+    Raises:
+        CudaUnusable: names the reason.
+    """
+    is_local = environ.get(contract.LOCAL) == "true"
+    instance_type = "" if is_local else environment.resource_config.get("current_instance_type", "")
+    problem = cuda.cuda_problem(environ, instance_type, cuda.torch_cuda_version())
+    if problem is not None:
+        raise CudaUnusable(problem)
 
 
 def start(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from container.cuda import forward_compatible_environment, host_driver_version
+from container.cuda import cuda_problem, forward_compatible_environment, host_driver_version, torch_cuda_version
 
 DRIVER = (
     "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {version}  Sun Mar  3 03:33:33 UTC 2026\nGCC version: 13.3.0\n"
@@ -87,3 +87,47 @@ def test_c8_the_process_itself_starts_again_with_the_compat_directory(compat_dir
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == f"['-m', 'container', 'train'] {compat_dir}"
+
+
+def test_a_gpu_instance_without_a_driver_in_sight_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
+    problem = cuda_problem({}, "ml.g5.xlarge", "13.0", tmp_path, tmp_path / "absent")
+    assert problem is not None
+    assert problem.startswith("ml.g5.xlarge has GPUs, but no NVIDIA driver is visible in the container")
+    for instance_type in ("ml.m5.large", "ml.c7g.large", "local", ""):
+        assert cuda_problem({}, instance_type, "13.0", tmp_path, tmp_path / "absent") is None
+
+
+def test_a_driver_too_old_for_torchs_cuda_needs_compat_libraries(compat_dir, host, tmp_path):
+    problem = cuda_problem({}, "", "13.0", tmp_path / "none", host("470.256.02"))
+    assert problem is not None
+    assert problem.startswith("driver 470.256.2 is too old for the image's CUDA 13.0, which needs 580 or newer")
+    assert cuda_problem({}, "", "13.0", compat_dir, host("470.256.02")) is None
+    assert cuda_problem({}, "", "13.0", tmp_path / "none", host("580.65.06")) is None
+    assert cuda_problem({}, "", "12.8", tmp_path / "none", host("535.54.03")) is None
+
+
+def test_a_torch_without_cuda_on_a_gpu_machine_is_an_error_unless_the_cpu_is_asked_for(host, tmp_path):
+    problem = cuda_problem({}, "ml.g5.xlarge", "", tmp_path, host("580.65.06"))
+    assert problem is not None
+    assert "built without CUDA, and this machine has a GPU (driver 580.65.6)" in problem
+    for environ in ({"CUDA_VISIBLE_DEVICES": "-1"}, {"CUDA_VISIBLE_DEVICES": ""}, {"NVIDIA_VISIBLE_DEVICES": "void"}):
+        assert cuda_problem(environ, "ml.g5.xlarge", "", tmp_path, host("580.65.06")) is None
+    assert cuda_problem({}, "ml.g5.xlarge", None, tmp_path, host("580.65.06")) is None  # an image without torch
+
+
+@pytest.mark.parametrize(("line", "version"), [("cuda: Optional[str] = '12.8'", "12.8"), ("cuda = None", "")])
+def test_torchs_cuda_version_is_read_without_loading_torch(tmp_path, line, version):
+    package = tmp_path / "torch"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('loaded')")
+    (package / "version.py").write_text(f"__version__ = '2'\n{line}\nhip: Optional[str] = None\n")
+    code = "from container.cuda import torch_cuda_version; print(torch_cuda_version())"
+    environ = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == version
+
+
+def test_without_torch_there_is_no_cuda_version(monkeypatch):
+    monkeypatch.setattr("container.cuda.find_spec", lambda name: None)
+    assert torch_cuda_version() is None

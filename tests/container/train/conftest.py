@@ -96,6 +96,7 @@ def training_job(tmp_path: Path) -> Iterator[Callable[..., TrainingJob]]:
         if gpus:
             path = f"{_pretended_gpus(base, gpus)}:{path}"
         environ = {"PATH": path, "HOME": str(base), "LANG": "C.UTF-8", "TRAINING_JOB_NAME": "a-job"}
+        environ |= {"SLIPWAY_LOCAL": "true"}  # the request names no instance type, and this machine has none
         environ |= {"OMP_NUM_THREADS": "1"}  # other tests and builds share this machine
         environ |= {"SLIPWAY_MASTER_ADDR": "127.0.0.1", "SLIPWAY_MASTER_PORT": str(free_port())}
         given = {"code": None, **(channels or {})} if script else dict(channels or {})

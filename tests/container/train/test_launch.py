@@ -450,3 +450,13 @@ print("no newline at the end", end="")
     assert sum("%" in line for line in lines) <= 2
     assert lines.count("[algo-1 rank 1] " + "x" * 200) == 200
     assert "[algo-1 rank 0] no newline at the end" in lines
+
+
+def test_a_gpu_instance_whose_gpu_cannot_work_fails_before_torch_is_loaded(training_job):
+    job = training_job(script="print('never')")
+    del job.environ["SLIPWAY_LOCAL"]
+    job.environ["PATH"] = str(job.base)  # no nvidia-smi
+    path = job.opt_ml().resource_config
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"current_instance_type": "ml.g5.xlarge"}))
+    assert job.run() == {"algo-1": 1}
+    assert job.failure().startswith("CudaUnusable: ml.g5.xlarge has GPUs, but no NVIDIA driver is visible")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from container.serve import codec
+from container.serve import codec, lines
 from container.serve.call import Call
 from container.serve.exchange import BadRequest
 from container.serve.interface import Interface
@@ -29,11 +29,20 @@ DOES_NOT_FIT = re.compile(
 class ArrayModel:
     """Whatever `model_fn` returned, fed with arrays: a torch module, or anything that can be called."""
 
-    def __init__(self, model: Any, device: str, default_accept: str, example: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        device: str,
+        default_accept: str,
+        example: np.ndarray | None = None,
+        placeholders: bool = False,
+    ) -> None:
         self.is_module = _is_torch(model, "nn.Module")
         self.model = _ready(model, device) if self.is_module else model
         self.example = example
         """An input the model is known to take; None: only its author knows one."""
+        self.placeholders = placeholders
+        """Whether a bad line of CSV or JSON Lines gets a placeholder instead of failing the whole request."""
         self.device = device
         self.floating = _floating_dtype(self.model) if self.is_module else None
         """The torch dtype that integers are turned into; None: they stay integers."""
@@ -42,8 +51,10 @@ class ArrayModel:
         """Per key whether a batch was seen to give the same rows as single requests; absent: not tried yet."""
 
     def decode(self, call: Call) -> Any:
-        headers = call.request.headers
-        return codec.decode_array(call.request.body, codec.media_type(headers.get("content-type")))
+        kind = codec.media_type(call.request.headers.get("content-type"))
+        if self.placeholders and kind in lines.TYPES:
+            return lines.decode_lines(call, kind)
+        return codec.decode_array(call.request.body, kind)
 
     def batch_key(self, data: Any) -> Hashable:
         """Arrays of equal row shape and dtype, until a batch of them was seen to change an answer."""
@@ -105,6 +116,8 @@ class ArrayModel:
 
     def encode(self, prediction: Any, call: Call) -> tuple[bytes, str]:
         kind = codec.negotiate(call.request.headers.get("accept"), codec.ARRAY_TYPES, self.default_accept)
+        if call.bad:
+            return lines.encode_with_placeholders(_to_numpy(prediction), call, kind), kind
         return codec.encode_prediction(_to_numpy(prediction), kind), kind
 
     def interface(self) -> Interface:

@@ -10,7 +10,7 @@ import torch
 
 from container.images import ImageError, ImageTooLarge, decode_image
 from container.model import ModelSignature, normalize, resize_image
-from container.serve import codec
+from container.serve import codec, lines
 from container.serve.call import Call
 from container.serve.exchange import BadRequest, BodyTooLarge, UnsupportedMediaType
 from container.serve.interface import Interface
@@ -42,7 +42,7 @@ class ImageClassifier:
     def model(self) -> torch.nn.Module:
         return self.network
 
-    def decode(self, call: Call) -> torch.Tensor:
+    def decode(self, call: Call) -> Any:
         """The request's images as the network's input, float32 [B, C, H, W] on the CPU.
 
         Raises:
@@ -56,30 +56,17 @@ class ImageClassifier:
             return normalize(self._pixels_of_records(codec.decode_records(call.request.body, kind)), self.signature)
         if kind not in codec.ARRAY_TYPES:
             raise UnsupportedMediaType(f"Content-Type {kind!r} is not served here", known=list(CONTENT_TYPES))
-        if self.placeholders and kind in (codec.CSV, codec.JSON_LINES):
-            return normalize(self._pixels_of_lines(call, kind), self.signature)
+        if self.placeholders and kind in lines.TYPES:
+            images = [
+                pixels for _, _, pixels in lines.read_lines(call, lambda *line: self._pixels_of_line(*line, kind))
+            ]
+            return normalize(torch.cat(images), self.signature) if images else lines.NO_RECORDS
         return normalize(self._pixels_of_array(self._values(call.request.body, call, kind)), self.signature)
 
     def _pixels_of_records(self, records: np.ndarray | list[bytes]) -> torch.Tensor:
         if isinstance(records, np.ndarray):
             return self._pixels_of_array(records)
         return torch.stack([self._pixels_of_image(record).float() for record in records])
-
-    def _pixels_of_lines(self, call: Call, kind: str) -> torch.Tensor:
-        """Pixel values of each line on its own; a black image stands for one that cannot be read."""
-        images: list[torch.Tensor] = []
-        for number, line in enumerate(bytes(call.request.body).splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                pixels = self._pixels_of_line(line, number, kind)
-            except BadRequest as error:
-                call.bad[len(images)] = str(error)
-                pixels = torch.zeros(1, *self.signature.image_shape)
-            images.append(pixels)
-        if not images:
-            raise BadRequest("the body has no lines")
-        return torch.cat(images)
 
     def _pixels_of_line(self, line: bytes, number: int, kind: str) -> torch.Tensor:
         rows = codec.decode_csv(line, number) if kind == codec.CSV else codec.decode_json_lines(line, number)
@@ -154,21 +141,18 @@ class ImageClassifier:
     def encode(self, prediction: Any, call: Call) -> tuple[bytes, str]:
         """Probabilities as the caller asked for them: objects with label and score, CSV lines, or the array."""
         kind = codec.negotiate(call.request.headers.get("accept"), codec.ARRAY_TYPES, self.default_accept)
+        if prediction is lines.NO_RECORDS:
+            prediction = np.empty((0, len(self.signature.classes)), np.float32)
         if not isinstance(prediction, np.ndarray) or prediction.shape[1:] != (len(self.signature.classes),):
             return codec.encode_prediction(prediction, kind), kind
-        if call.bad:
-            prediction = prediction.copy()
-            prediction[list(call.bad)] = np.nan
+        nothing = np.full(len(self.signature.classes), np.nan, np.float32)
         if kind == codec.NPY:
-            return codec.encode_npy(prediction), kind
+            return codec.encode_npy(_merged(prediction, dict.fromkeys(call.bad, nothing))), kind
         records = [self._record(row) for row in prediction]
-        for number, message in call.bad.items():
-            records[number] = {
-                "label": "",
-                "score": np.nan,
-                "probabilities": prediction[number],
-                "error": message,
-            }
+        if call.bad:
+            empty = {"label": "", "score": np.nan, "probabilities": nothing}
+            errors = {index: {**empty, "index": index, "error": message} for index, message in call.bad.items()}
+            records = lines.merge(records, errors)
         if kind == codec.CSV:
             return "\n".join(_csv_line(record) for record in records).encode(), kind
         if kind == codec.JSON_LINES:
@@ -228,18 +212,22 @@ def fastest(network: Callable[[torch.Tensor], object], images: torch.Tensor, rep
 
 def _record(value: Any) -> Any:
     """A record is a bare list, or an object that wraps it as SageMaker's own algorithms do."""
-    if not isinstance(value, dict):
-        return value
-    for name in ("instance", "features", "data"):
-        if name in value:
-            return _record(value[name])
-    raise BadRequest('a record that is an object needs the key "instance" or "features"')
+    while isinstance(value, dict):  # no recursion: a body may nest a thousand of them
+        name = next((name for name in ("instance", "features", "data") if name in value), None)
+        if name is None:
+            raise BadRequest('a record that is an object needs the key "instance" or "features"')
+        value = value[name]
+    return value
 
 
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise BadRequest('"instances" must be a list of images')
     return value
+
+
+def _merged(rows: np.ndarray, placeholders: dict[int, np.ndarray]) -> np.ndarray:
+    return np.array(lines.merge(list(rows), placeholders)) if placeholders else rows
 
 
 def _csv_line(record: dict[str, Any]) -> str:

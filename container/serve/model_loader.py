@@ -23,14 +23,14 @@ from container.serve.model_files import (
     ModelFileError,
     weights_alone,
 )
-from container.serve.plan import RECORD_PLACEHOLDERS, is_true
+from container.serve.plan import is_true
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which checkpoints keep the state dict
 SAVE_AGAIN = "save the model again, and pack the whole file"
 
 
 def load_defaults(
-    found: ModelFile, device: str, default_accept: str, environ: Mapping[str, str]
+    found: ModelFile, device: str, default_accept: str, placeholders: bool, environ: Mapping[str, str]
 ) -> ImageClassifier | ArrayModel:
     """The model with its default steps: images and labels where there is a signature, else arrays.
 
@@ -40,13 +40,13 @@ def load_defaults(
     """
     if found.signature is None:
         module, example = _load_module(found, device, environ)
-        return ArrayModel(module, device, default_accept, example)
+        return ArrayModel(module, device, default_accept, example, placeholders)
     if found.path.name == BUILT_IN_WEIGHTS:
         network, signature = load_model(found.path.parent, device)
     else:
         signature = read_signature(found.path.parent)
         network = _load_network(found, signature, device, environ)
-    return ImageClassifier(network, signature, device, default_accept, is_true(environ, RECORD_PLACEHOLDERS))
+    return ImageClassifier(network, signature, device, default_accept, placeholders)
 
 
 def _load_network(found: ModelFile, signature: ModelSignature, device: str, environ: Mapping[str, str]) -> nn.Module:

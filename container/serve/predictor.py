@@ -20,8 +20,10 @@ from container.serve.call import Call
 from container.serve.exchange import HandlerFailed, Request, Response, ServeError
 from container.serve.handlers import Context, HandlerError, UserFunctions, find_program, load_functions
 from container.serve.interface import Interface
+from container.serve.lines import NO_RECORDS
 from container.serve.model_files import ModelFile, ModelFileError, find_model_file, nothing_to_serve
 from container.serve.modules import PrivateModules
+from container.serve.plan import RECORD_PLACEHOLDERS, is_true
 from container.serve.sessions import SessionStore, closed_headers, opened_headers
 
 logger = logging.getLogger(__name__)
@@ -112,7 +114,7 @@ class Predictor:
 
     def batch_key(self, data: Any) -> Hashable:
         """What may share a batch; a user's own `predict_fn` gets one request at a time."""
-        if self.functions.predict_fn or self.functions.transform_fn:
+        if self.functions.predict_fn or self.functions.transform_fn or data is NO_RECORDS:
             return None
         return self.defaults.batch_key(data)
 
@@ -122,6 +124,8 @@ class Predictor:
         if functions.transform_fn:
             data, kind = call.data
             return [functions.transform_fn(self.model, data, kind, self._accept(call), call.context)]
+        if call.data is NO_RECORDS:
+            return [NO_RECORDS]
         if functions.predict_fn:
             return [functions.predict_fn(call.data, self.model, call.context)]
         return self.defaults.predict([call.data for call in calls])
@@ -214,17 +218,20 @@ def load_predictor(model_dir: Path, environ: Mapping[str, str], place: Place) ->
     load_context = Context({}, str(model_dir), device)
     if functions.pre_model_fn:
         functions.pre_model_fn(str(model_dir), load_context)
+    # An output_fn of the user's writes the whole answer: nothing can be put between its records.
+    placeholders = is_true(environ, RECORD_PLACEHOLDERS) and not functions.output_fn
     defaults: Any = None
     if functions.model_fn:
-        defaults = ArrayModel(functions.model_fn(str(model_dir), load_context), device, default_accept)
+        made = functions.model_fn(str(model_dir), load_context)
+        defaults = ArrayModel(made, device, default_accept, placeholders=placeholders)
         _check_default_predict(functions, defaults.model, program)
     elif found:
-        defaults = model_loader.load_defaults(found, device, default_accept, environ)
+        defaults = model_loader.load_defaults(found, device, default_accept, placeholders, environ)
         logger.info("the model is %s, %s", found.path.name, found.format.value)
         if not functions.predicts:
             model_loader.check_takes_one_input(defaults.model, found.path)
     else:
-        defaults = ArrayModel(None, device, default_accept)
+        defaults = ArrayModel(None, device, default_accept, placeholders=placeholders)
     model = defaults.model
     if functions.model_warmup_fn:
         functions.model_warmup_fn(str(model_dir), model, load_context)

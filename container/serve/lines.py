@@ -1,0 +1,102 @@
+"""Records of CSV and JSON Lines read one by one, so that a bad one gets a placeholder instead of failing its batch.
+
+A model is given the good records alone; the placeholders are put between its answers when these are encoded.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from container.serve import codec
+from container.serve.call import Call
+from container.serve.exchange import BadRequest
+
+TYPES = (codec.CSV, codec.JSON_LINES)
+T = TypeVar("T")
+
+
+class NoRecords:
+    """What a body without a single good record becomes, and its prediction: no model sees it."""
+
+
+NO_RECORDS = NoRecords()
+
+
+def read_lines(call: Call, read: Callable[[bytes, int], T]) -> list[tuple[int, int, T]]:
+    """The good records as (index, line number, value); `call.bad` gets the others' reasons by index.
+
+    Args:
+        call: its body is read.
+        read: a line and its number in the body to a value; raises BadRequest.
+
+    Raises:
+        BadRequest: the body has no lines at all.
+    """
+    good, index = [], 0
+    for number, line in enumerate(bytes(call.request.body).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            good.append((index, number, read(line, number)))
+        except BadRequest as error:
+            call.bad[index] = str(error)
+        index += 1
+    if not index:
+        raise BadRequest("the body has no lines")
+    return good
+
+
+def decode_lines(call: Call, kind: str) -> Any:
+    """What a model is fed with of the good lines: those of the shape that most of them have."""
+    codec.check_text_size(call.request.body)
+    good = read_lines(call, lambda line, number: _value(line, number, kind))
+    arrays = [codec.to_array(value) for _, _, value in good]
+    shapes = [array.shape if isinstance(array, np.ndarray) else None for array in arrays]
+    usual = Counter(shapes).most_common(1)[0][0] if shapes else None
+    values = []
+    for (index, number, value), shape in zip(good, shapes, strict=True):
+        if shape == usual:
+            values.append(value)
+        else:
+            call.bad[index] = f"line {number} holds {_described(shape)}, most lines {_described(usual)}"
+    return codec.to_array(values) if values else NO_RECORDS
+
+
+def _value(line: bytes, number: int, kind: str) -> Any:
+    if kind == codec.CSV:
+        return codec.decode_csv(line, number)[0].tolist()
+    return codec.decode_json_lines(line, number)[0]
+
+
+def _described(shape: tuple[int, ...] | None) -> str:
+    return "something that is no array of numbers" if shape is None else f"numbers of shape {list(shape)}"
+
+
+def merge(rows: Sequence[Any], placeholders: Mapping[int, Any]) -> list[Any]:
+    """Rows with the placeholders at their indices between them."""
+    remaining = iter(rows)
+    total = len(rows) + len(placeholders)
+    return [placeholders[index] if index in placeholders else next(remaining) for index in range(total)]
+
+
+def encode_with_placeholders(prediction: Any, call: Call, kind: str) -> bytes:
+    """An answer per record: the model's for the good ones, what was wrong for the others (NaN in CSV and npy).
+
+    Raises:
+        BadRequest: the model did not answer with one row per record, so that nothing says where the bad ones belong.
+    """
+    rows = [] if prediction is NO_RECORDS else prediction
+    count = 0 if prediction is NO_RECORDS else len(call.data)
+    if not isinstance(rows, list | np.ndarray) or np.shape(rows)[:1] == () or len(rows) != count:
+        raise BadRequest(f"{next(iter(call.bad.values()))}; and the model does not answer record by record")
+    if kind in (codec.JSON, codec.JSON_LINES):
+        errors = {index: {"index": index, "error": message} for index, message in call.bad.items()}
+        return codec.encode_prediction(merge(list(rows), errors), kind)
+    if kind == codec.CSV:
+        lines = codec.encode_prediction(rows, kind).decode().split("\n") if count else []
+        nothing = ",".join(["nan"] * (lines[0].count(",") + 1 if lines else 1))
+        return "\n".join(merge(lines, dict.fromkeys(call.bad, nothing))).encode()
+    array = np.asarray(rows, dtype=np.result_type(np.asarray(rows), np.float32))
+    return codec.encode_npy(np.array(merge(list(array), dict.fromkeys(call.bad, np.full(array.shape[1:], np.nan)))))

@@ -146,7 +146,10 @@ def decode_csv(body: bytes, first: int = 1) -> np.ndarray:
         text = bytes(body).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadRequest(f"the CSV body is not UTF-8: {error}") from None
-    rows = list(csv.reader(io.StringIO(text))) if '"' in text else [line.split(",") for line in text.splitlines()]
+    try:
+        rows = list(csv.reader(io.StringIO(text))) if '"' in text else [line.split(",") for line in text.splitlines()]
+    except csv.Error as error:
+        raise BadRequest(f"the CSV body cannot be read: {error}") from None
     rows = [row for row in rows if row and row != [""]]
     if not rows:
         raise BadRequest("the CSV body has no rows")
@@ -188,7 +191,10 @@ def decode_npy(body: bytes) -> np.ndarray:
             f"the body has {len(body) - start}"
         )
     flat = np.frombuffer(body, dtype, offset=start) if math.prod(shape) else np.empty(0, dtype)
-    return flat.reshape(shape[::-1]).T if fortran_order else flat.reshape(shape)
+    try:
+        return flat.reshape(shape[::-1]).T if fortran_order else flat.reshape(shape)
+    except (ValueError, OverflowError):  # more dimensions, or beside a zero larger ones, than an array can have
+        raise BadRequest(f"no array can have the shape in the npy header: {str(shape)[:200]}") from None
 
 
 @lru_cache(maxsize=256)  # callers send the same header again and again, and parsing it costs more than the rest
@@ -200,10 +206,10 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
         shape, fortran_order, dtype = read(stream, max_header_size=NPY_HEADER_LIMIT)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError) as error:
         raise BadRequest(f"the npy header cannot be read: {type(error).__name__}") from None
-    if dtype.kind not in "biuf":
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise BadRequest(f"npy of dtype {dtype} is refused: send integers, floats or booleans")
-    if any(extent < 0 for extent in shape):
-        raise BadRequest(f"the npy header has a negative extent: {list(shape)}")
+    if any(type(extent) is not int or extent < 0 for extent in shape):  # numpy takes True for an extent
+        raise BadRequest(f"the npy header has an extent that is no whole number from 0: {str(shape)[:200]}")
     return shape, fortran_order, dtype
 
 

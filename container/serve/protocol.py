@@ -27,6 +27,8 @@ from container.serve.front import Front
 INVOCATIONS = contract.INVOCATIONS_PATH.encode()
 HEALTH = contract.HEALTH_PATH.encode()
 LARGE_BYTES = 65536  # from here on a body is not copied behind its head
+HEAD_LIMIT_BYTES = 65536  # of request line and headers, where they come in several pieces; nginx takes 32 KB
+HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -109,6 +111,8 @@ class Protocol(HttpToolsProtocol):
         """On the short way: its body is being received, or it waits for its answer."""
         self._receiving = False
         self._idle_since: float | None = None
+        self._in_head = False
+        self._heads = self._head_bytes = 0
         super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -120,7 +124,20 @@ class Protocol(HttpToolsProtocol):
 
     # -- a request comes in
 
+    def data_received(self, data: bytes) -> None:
+        heads = self._heads
+        super().data_received(data)
+        if self._in_head and self._heads == heads:  # it began before: the parser would collect it without end
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_LIMIT_BYTES and not self.transport.is_closing():
+                self.logger.warning("a request head of more than %d bytes is refused", HEAD_LIMIT_BYTES)
+                self.transport.write(HEAD_TOO_LARGE)
+                self.transport.close()
+
     def on_message_begin(self) -> None:
+        self._in_head = True
+        self._heads += 1
+        self._head_bytes = 0
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -130,6 +147,7 @@ class Protocol(HttpToolsProtocol):
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         exchange = self._short_way()
         if exchange is None:
             self._asgi_way()

@@ -4,6 +4,7 @@ The protobuf runtime reads the wire format; the messages are declared here, in a
 may import the toolkit's or TensorFlow's declarations of the same names beside them.
 """
 
+import contextlib
 import math
 from functools import cache
 from typing import Any
@@ -17,6 +18,7 @@ from container.serve.exchange import BadRequest
 Features = dict[str, "np.ndarray | list[bytes]"]
 """One record: what its features hold, by name."""
 
+DIMENSIONS_LIMIT = 63  # numpy has 64, and several records together need one more
 DENSE_LIMIT_BYTES = 512 * 1024**2  # a sparse record of a few bytes may announce any width
 PACKAGE = "slipway.records"
 REPEATED, ONE_OF = "repeated", "one of"
@@ -122,7 +124,7 @@ def _tensor(tensor: Any, dtype: type, where: str) -> np.ndarray:
     if not tensor.keys and len(values):
         if size != len(values):
             raise BadRequest(f"{where}: shape {shape} does not hold {len(values)} values")
-        return values.reshape(shape)
+        return _shaped(values, shape, where)
     if size * values.itemsize > DENSE_LIMIT_BYTES:
         raise BadRequest(f"{where}: shape {shape} takes more than {DENSE_LIMIT_BYTES} bytes")
     keys = np.array(tensor.keys, np.uint64)
@@ -130,7 +132,14 @@ def _tensor(tensor: Any, dtype: type, where: str) -> np.ndarray:
         raise BadRequest(f"{where}: {len(keys)} keys for {len(values)} values, or one outside of shape {shape}")
     dense = np.zeros(size, dtype)
     dense[keys.astype(np.int64)] = values
-    return dense.reshape(shape)
+    return _shaped(dense, shape, where)
+
+
+def _shaped(values: np.ndarray, shape: list[int], where: str) -> np.ndarray:
+    if len(shape) <= DIMENSIONS_LIMIT:
+        with contextlib.suppress(ValueError, OverflowError):  # beside a zero an extent larger than an array can have
+            return values.reshape(shape)
+    raise BadRequest(f"{where}: no array can have the shape {str(shape)[:200]}")
 
 
 def read_example(payload: bytes, number: int) -> Features:

@@ -251,6 +251,18 @@ def free_port():
         return listener.getsockname()[1]
 
 
+@pytest.fixture(scope="session")
+def production_server(artifact, tmp_path_factory):
+    """The URL of a server of the built-in classifier that many tests ask; none of its processes may die of it."""
+    base = tmp_path_factory.mktemp("production")
+    (base / "model").symlink_to(artifact)
+    server = Server(base, free_port(), {"SAGEMAKER_MODEL_SERVER_WORKERS": "1"}).wait_ready()
+    workers = server.workers()
+    yield server.url
+    assert server.workers() == workers
+    server.stop()
+
+
 @pytest.fixture
 def start_server(tmp_path):
     """Starts a server on a model directory; stopped when the test ends."""

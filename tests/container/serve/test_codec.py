@@ -70,6 +70,8 @@ def test_c133_csv_has_one_row_per_line_with_or_without_a_final_newline(body):
         (b"1,2\n3", "row 2 has 1 fields, row 1 has 2"),
         (b"1,2\n3,x", "row 2, field 2 of the CSV body is no number: 'x'"),
         (b"\xff\xfe", "not UTF-8"),
+        (b'"1"\r2,3', "cannot be read: new-line character"),
+        (b'"' + b"1" * 200_000 + b'"', "cannot be read: field larger than field limit"),
     ],
 )
 def test_c94_a_bad_csv_body_is_told_which_row(body, message):
@@ -114,6 +116,10 @@ def header(text, version=1):
     return b"\x93NUMPY" + bytes([version, 0]) + len(text).to_bytes(2 if version == 1 else 4, "little") + text
 
 
+def shaped(shape, dtype=b"<f4"):
+    return header(b"{'descr': '%b', 'fortran_order': False, 'shape': %b}\n" % (dtype, shape))
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -124,8 +130,18 @@ def header(text, version=1):
         (npy(np.array(["a"])), "is refused"),
         (npy(np.zeros(4))[:-1], "the body has 31"),
         (npy(np.zeros(4)) + b"x", "the body has 33"),
-        (header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}\n"), "negative extent"),
+        (header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}\n"), "no whole number from 0"),
         (header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999999999,)}\n"), "the body has 0"),
+        (
+            header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (True, 1)}\n") + bytes(4),
+            "no whole number from 0",
+        ),
+        (
+            header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"1," * 65 + b")}\n") + bytes(4),
+            "no array can",
+        ),
+        (header(b"{'descr': '<f4', 'fortran_order': True, 'shape': (%d, 0)}\n" % 2**70), "no array can have the shape"),
+        (header(b"{'descr': '<f16', 'fortran_order': False, 'shape': (1,)}\n") + bytes(16), "is refused"),
         (header(b"__import__('os')\n"), "cannot be read"),
         (header(b"(" * 9000), "cannot be read"),
         (header(b" " * 20000), "the limit is"),

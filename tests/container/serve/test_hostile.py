@@ -88,6 +88,13 @@ def test_any_body_and_any_headers_get_a_client_error_at_most(door, body, content
     assert answer.status in (200, 400, 406, 413, 415), answer.body
 
 
+def test_records_that_are_wrapped_a_thousand_times_are_read_or_refused(door):
+    """Each wrapper of an object is one level of JSON; the parser's own limit is 1,024."""
+    body = b'{"instances":[' + b'{"data":' * 1000 + b"1" + b"}" * 1000 + b"]}"
+    answer = door.request("POST", "/invocations", body, {"Content-Type": "application/json"})
+    assert (answer.status, b"expected pixel values" in answer.body) == (400, True)
+
+
 MALFORMED = [
     b"GET\r\n\r\n",
     b"\x00\x01\x02\x03\r\n\r\n",

@@ -148,6 +148,8 @@ BROKEN_RECORDS = {
     "need a shape": [record(values=("float32_tensor", [1, 2], [0, 1], []))],
     "takes more than": [record(values=WIDE)],
     "outside of shape": [record(values=("int32_tensor", [1], [5], [5]))],
+    "no array can have the shape [1, 1": [record(values=("float32_tensor", [1], [], [1] * 64))],
+    "no array can have the shape [0, 92": [record(values=("float32_tensor", [], [], [0, 2**63]))],
     "2 keys for 1 values": [record(values=("float64_tensor", [1], [0, 1], [5]))],
     "record 2 has no feature 'values'": [record(values=GOOD), record(other=GOOD)],
     "record 2 has shape [1]": [record(values=GOOD), record(values=("float32_tensor", [1], [], []))],

@@ -4,6 +4,8 @@ A session is a directory below the temporary one, made by the process that got `
 the next request finds it. The handler keeps what it likes in that directory ("Stateful sessions", developer guide).
 """
 
+import contextlib
+import os
 import re
 import shutil
 import time
@@ -49,37 +51,50 @@ class SessionStore:
         """
         if session_id == NEW_SESSION:
             self._forget_expired()
-            session = Session(str(uuid.uuid4()), Path(), time.time() + self._seconds, is_new=True)
-            directory = self._directory / session.id
-            directory.mkdir(parents=True, mode=0o700)
-            return self._keep(Session(session.id, directory, session.expires, is_new=True))
+            identity = str(uuid.uuid4())
+            return self._make(Session(identity, self._directory / identity, self._new_expiry(), is_new=True))
         if len(session_id) > ID_LIMIT or not ID_PATTERN.fullmatch(session_id):
             raise BadRequest(f"{session_id[:80]!r} is no session id")
-        directory = self._directory / session_id
-        if self._expiry(directory) < time.time():
-            shutil.rmtree(directory, ignore_errors=True)
-            raise BadRequest(f"session {session_id} is unknown, closed or expired; ask for {NEW_SESSION}")
-        return self._keep(Session(session_id, directory, time.time() + self._seconds))
+        session = Session(session_id, self._directory / session_id, self._new_expiry())
+        try:
+            if _expiry(session.directory) < time.time():
+                shutil.rmtree(session.directory, ignore_errors=True)
+                raise FileNotFoundError(session.directory)
+            os.utime(session.directory / EXPIRY_FILE, (session.expires, session.expires))
+        except FileNotFoundError:  # another process may have closed it this very moment
+            raise BadRequest(f"session {session_id} is unknown, closed or expired; ask for {NEW_SESSION}") from None
+        return session
 
     def close(self, session: Session) -> None:
         """Forget a session and everything in its directory."""
         shutil.rmtree(session.directory, ignore_errors=True)
 
-    def _keep(self, session: Session) -> Session:
-        (session.directory / EXPIRY_FILE).write_text(str(session.expires))
-        return session
+    def _new_expiry(self) -> float:
+        return time.time() + self._seconds
 
-    def _expiry(self, directory: Path) -> float:
-        try:
-            return float((directory / EXPIRY_FILE).read_text())
-        except (OSError, ValueError):
-            return 0.0
+    def _make(self, session: Session) -> Session:
+        session.directory.mkdir(parents=True, mode=0o700)
+        unnamed = session.directory / f"{EXPIRY_FILE}.new"
+        unnamed.touch()
+        os.utime(unnamed, (session.expires, session.expires))
+        unnamed.rename(session.directory / EXPIRY_FILE)  # from here on others see the session, and how long it lives
+        return session
 
     def _forget_expired(self) -> None:
         if self._directory.is_dir():
             for directory in self._directory.iterdir():
-                if 0 < self._expiry(directory) < time.time():
-                    shutil.rmtree(directory, ignore_errors=True)
+                with contextlib.suppress(FileNotFoundError):  # being made, or being closed, by another process
+                    if _expiry(directory) < time.time():
+                        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _expiry(directory: Path) -> float:
+    """Unix time, kept as the time stamp of a file: processes read and set it at once, never half of it.
+
+    Raises:
+        FileNotFoundError: there is no such session.
+    """
+    return (directory / EXPIRY_FILE).stat().st_mtime
 
 
 def opened_headers(session: Session) -> dict[str, str]:

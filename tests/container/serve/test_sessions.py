@@ -1,5 +1,8 @@
+import http.client
 import json
 import re
+import threading
+import time
 
 import pytest
 
@@ -73,3 +76,75 @@ def test_expired_sessions_are_cleared_away_when_a_new_one_begins(tmp_path):
     old = SessionStore(tmp_path, -1).find("NEW_SESSION")
     SessionStore(tmp_path, 60).find("NEW_SESSION")
     assert not old.directory.exists()
+
+
+def test_c111_processes_that_use_one_session_at_once_never_see_it_expired(tmp_path):
+    session = SessionStore(tmp_path, 60).find("NEW_SESSION")
+    failures = []
+
+    def use():
+        store = SessionStore(tmp_path, 60)
+        for number in range(300):
+            try:
+                store.find(session.id)
+                if number % 50 == 0:
+                    store.find("NEW_SESSION")  # looks at the others' expiry, too
+            except BadRequest as error:
+                failures.append(error)
+
+    run_all([threading.Thread(target=use) for _ in range(8)])
+    assert failures == []
+
+
+def test_c111_a_session_closed_while_others_use_it_is_unknown_to_them_and_no_error(tmp_path):
+    store = SessionStore(tmp_path, 60)
+    seen = []
+
+    def use(identity):
+        for _ in range(200):
+            try:
+                SessionStore(tmp_path, 60).find(identity)
+            except BadRequest as error:
+                seen.append(str(error))
+
+    for _ in range(5):
+        session = store.find("NEW_SESSION")
+        threads = [threading.Thread(target=use, args=(session.id,)) for _ in range(3)]
+        threads.append(threading.Thread(target=store.close, args=(session,)))
+        run_all(threads)
+        assert not session.directory.exists()
+    assert all("unknown, closed or expired" in message for message in seen)
+
+
+def run_all(threads):
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_c111_whichever_process_answers_the_session_goes_on(start_server, user_model, tmp_path):
+    server = start_server(
+        user_model(COUNTER.replace("return number", "return [number, __import__('os').getpid()]")),
+        SAGEMAKER_MODEL_SERVER_WORKERS="2",
+        SAGEMAKER_SESSIONS_PATH=str(tmp_path / "sessions"),
+    ).wait_ready()
+    opened = ask(server, "NEW_SESSION")
+    identity = ANNOUNCED.fullmatch(opened.headers["x-amzn-sagemaker-session-id"])[1]
+    number, processes = 1, set()
+    deadline = time.monotonic() + 60
+    while len(processes) < 2:
+        assert time.monotonic() < deadline, "one process answers everything"
+        number += 1
+        # Several at once, so that one process alone does not get every connection.
+        connections = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=30) for _ in range(3)]
+        for connection in connections:
+            connection.connect()
+        headers = {"Content-Type": "application/json", HEADER: identity}
+        connections[number % 3].request("POST", "/invocations", b'"go"', headers)
+        count, process = json.loads(connections[number % 3].getresponse().read())
+        assert count == number
+        processes.add(process)
+        for connection in connections:
+            connection.close()

@@ -57,9 +57,8 @@ class ImageClassifier:
         if kind not in codec.ARRAY_TYPES:
             raise UnsupportedMediaType(f"Content-Type {kind!r} is not served here", known=list(CONTENT_TYPES))
         if self.placeholders and kind in lines.TYPES:
-            images = [
-                pixels for _, _, pixels in lines.read_lines(call, lambda *line: self._pixels_of_line(*line, kind))
-            ]
+            good = lines.read_lines(call, lambda line, number: self._pixels_of_line(line, number, kind))
+            images = [pixels for _, _, pixels in good]
             return normalize(torch.cat(images), self.signature) if images else lines.NO_RECORDS
         return normalize(self._pixels_of_array(self._values(call.request.body, call, kind)), self.signature)
 

@@ -13,6 +13,7 @@ from container.serve.memory import limit_of_cgroup
 GIB = 1024**3
 KEEP_ALIVE_SECONDS = 75  # longer than the 60 to 65 s a platform proxy may keep an idle connection for reuse
 GRACEFUL_SECONDS = 25  # SageMaker sends SIGKILL 30 s after SIGTERM
+PATIENCE_SECONDS = 60  # beyond the hour that batch and asynchronous requests may take: the platform's clock decides
 BACKLOG = 2048  # a connect must succeed within 250 ms however busy the processes are
 MAX_QUEUE = 1000  # MaxConcurrentInvocationsPerInstance's maximum: what the platform may have in flight here
 MAX_REQUEST_BYTES = GIB  # an asynchronous endpoint's payload; nothing tells the container which kind it serves
@@ -127,7 +128,7 @@ def plan_server(machine: Machine, environ: Mapping[str, str], artifact_bytes: in
         max_batch_size=_whole(environ, MAX_BATCH_SIZE) or 32,
         max_queue=_whole(environ, MAX_QUEUE_VARIABLE) or MAX_QUEUE,
         max_request_bytes=_whole(environ, MAX_REQUEST_BYTES_VARIABLE) or MAX_REQUEST_BYTES,
-        request_timeout_seconds=float(timeout or contract.BATCH_INVOCATION_TIMEOUT_SECONDS),
+        request_timeout_seconds=float(timeout or contract.BATCH_INVOCATION_TIMEOUT_SECONDS + PATIENCE_SECONDS),
         worker_tmp_dir="/dev/shm" if machine.shm_writable else "/tmp",
         default_accept=environ.get(contract.DEFAULT_INVOCATIONS_ACCEPT) or "application/json",
         sessions_path=environ.get(SESSIONS_PATH) or f"{tempfile.gettempdir()}/slipway-sessions-{port}",

@@ -90,6 +90,11 @@ def test_no_time_limit_is_below_what_the_platform_allows():
     assert plan.keep_alive_seconds >= 65
 
 
+def test_c141_an_hour_of_an_asynchronous_request_is_within_the_deadline_whatever_its_queue_took():
+    for on in (machine(), machine(gpus=1)):
+        assert plan_server(on, {}, HEAVY).request_timeout_seconds > 3600  # InvocationTimeoutSeconds' maximum
+
+
 def test_c142_gunicorn_beats_its_heart_in_tmp_where_dev_shm_cannot_be_written():
     assert plan_server(machine(shm_writable=False), {}, LIGHT).worker_tmp_dir == "/tmp"
     assert plan_server(machine(shm_writable=True), {}, LIGHT).worker_tmp_dir == "/dev/shm"

@@ -1,7 +1,7 @@
 """The event loop's side of the core: requests go to the compute threads once per turn of the loop, answers come back.
 
 What one turn of the loop has read is handed over together, so that the compute threads are woken once for all of it.
-While the model is quick the loop then waits for the answers, a millisecond at most, instead of going to sleep and
+While the model is quick the loop then waits for the answers, some milliseconds at most, instead of going to sleep and
 being woken: that is cheaper, and a slow prediction cannot hold the loop longer than that.
 """
 
@@ -16,8 +16,10 @@ from container.serve.exchange import Response
 from container.serve.service import Service
 
 LOOK_SECONDS = 0.25  # how soon a deadline is noticed; a shorter request never pays for it
-PATIENCE_SECONDS = 0.001  # so long the loop waits for the answers of a quick model
-SLOW_SECONDS = 1.0  # after a wait in vain the loop does not wait for so long: a slow model costs it a thousandth
+PATIENCE_SECONDS = 0.002  # so long the loop waits for the next answer of a quick model,
+PATIENCE_IN_ALL_SECONDS = 0.01  # and so long for all that one turn has asked
+PAUSE_SECONDS = 0.01  # after a wait in vain the loop does not wait for so long, after the next for twice as long,
+LONGEST_PAUSE_SECONDS = 1.0  # and so on up to this: a slow model costs it the five hundredth part of its time
 
 
 class Waiter(Protocol):
@@ -42,6 +44,7 @@ class Front:
         self._attending = False
         """Whether the loop takes the answers by itself; else it must be woken."""
         self._woken = False
+        self._pause = PAUSE_SECONDS
         self._wait_again = 0.0
 
     def submit(self, waiter: Waiter, model: str | None) -> None:
@@ -82,12 +85,16 @@ class Front:
 
     def _attend(self, count: int) -> None:
         """Take so many answers, as long as they come quickly."""
-        until = time.monotonic() + PATIENCE_SECONDS
+        until = time.monotonic() + PATIENCE_IN_ALL_SECONDS
         try:
             for _ in range(count):
-                self._take(*self._answers.get(timeout=max(0.0, until - time.monotonic())))
+                left = until - time.monotonic()
+                self._take(*self._answers.get(timeout=max(0.0, min(PATIENCE_SECONDS, left))))
         except Empty:
-            self._wait_again = until + SLOW_SECONDS
+            self._wait_again = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+        else:
+            self._pause = PAUSE_SECONDS
 
     def _take_answers(self) -> None:
         self._woken = False  # before looking: what is delivered from here on wakes the loop again

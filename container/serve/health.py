@@ -7,6 +7,7 @@ from enum import IntEnum
 import orjson
 
 from container import contract
+from container.serve.accept import Counts
 from container.serve.exchange import Response
 
 FAILURE_BYTES = 4096
@@ -30,11 +31,13 @@ class Health:
         # Twice the slots: during a reload the new processes load while the old ones still answer.
         self._slots = mmap.mmap(-1, 2 * processes)
         self._failure = mmap.mmap(-1, FAILURE_BYTES)
+        self.connections = Counts(2 * processes)
 
     def claim(self) -> int:
         """A free slot, marked as loading; the master calls it before it forks."""
         slot = self._slots[:].index(State.ABSENT)
         self._slots[slot] = State.LOADING
+        self.connections.set(slot, 0)
         return slot
 
     def mark(self, slot: int, state: State) -> None:
@@ -78,6 +81,10 @@ class Health:
     def occupied(self) -> list[int]:
         """Slots of the processes that live."""
         return [slot for slot, state in enumerate(self._slots[:]) if state != State.ABSENT]
+
+    def ready_slots(self) -> list[int]:
+        """Slots of the processes that can answer."""
+        return [slot for slot, state in enumerate(self._slots[:]) if state == State.READY]
 
     def ready(self) -> int:
         """How many processes can answer."""

@@ -7,11 +7,11 @@ import socket
 import sys
 from typing import Any
 
-from uvicorn import Server
+from uvicorn import Config, Server
 from uvicorn_worker import UvicornWorker
 
+from container.serve.accept import Connections, Listener
 from container.serve.bidirectional import MAX_MESSAGE_BYTES, websocket_protocol
-
 from container.serve.protocol import Protocol
 
 DRAIN_SECONDS = 0.5  # after SIGTERM new requests are still taken for so long: some are on their way already
@@ -20,7 +20,30 @@ PING_SECONDS = 60.0  # of a WebSocket, and five times that without an answer end
 
 
 class DrainingServer(Server):
-    """A uvicorn server that tells its clients before it closes their connections."""
+    """A uvicorn server that tells its clients before it closes their connections, and shares them with its siblings."""
+
+    def __init__(self, config: Config, slot: int) -> None:
+        super().__init__(config)
+        self.slot = slot
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, but for how connections are accepted where several processes do."""
+        health = self.config.app.service.health  # type: ignore[union-attr]
+        if health.processes == 1:
+            await super().startup(sockets)
+            return
+        state, slot = self.server_state, self.slot
+        state.connections = Connections(lambda count: health.connections.set(slot, count))
+
+        def make_protocol() -> asyncio.Protocol:
+            return Protocol(self.config, state, self.lifespan.state)
+
+        def should_defer() -> bool:
+            return len(state.connections) > health.connections.fewest(health.ready_slots())
+
+        await self.lifespan.startup()
+        self.servers: list[Any] = [Listener(listening, make_protocol, should_defer) for listening in sockets or []]
+        self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.config.loaded_app.draining = True
@@ -33,6 +56,9 @@ class DrainingServer(Server):
 
 class Worker(UvicornWorker):
     """A serving process; gunicorn's master starts, replaces and drains it."""
+
+    slot: int
+    """Of this process in `Health`; set before the fork."""
 
     CONFIG_KWARGS: dict[str, Any] = {
         "loop": "uvloop",
@@ -52,7 +78,7 @@ class Worker(UvicornWorker):
         while self.wsgi.service.should_wait():  # a replacement takes no requests while others can answer them
             await asyncio.sleep(0.05)
         self.config.app = self.wsgi
-        server = DrainingServer(self.config)
+        server = DrainingServer(self.config, self.slot)
         self._install_sigquit_handler()
         await server.serve(sockets=self.sockets)
         if not server.started:

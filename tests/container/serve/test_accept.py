@@ -1,0 +1,112 @@
+import asyncio
+import errno
+import os
+import socket
+
+import pytest
+
+from container.serve.accept import Connections, Counts, Listener
+
+
+@pytest.fixture
+def listening():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+class Process:
+    """What a serving process is to its siblings: a slot, and the connections it holds."""
+
+    def __init__(self, listening, counts, slot, slots):
+        self.held = Connections(lambda count: counts.set(slot, count))
+        self.listener = Listener(
+            listening.dup(), self.make_protocol, lambda: len(self.held) > counts.fewest(list(range(slots)))
+        )
+
+    def make_protocol(self):
+        process = self
+
+        class Held(asyncio.Protocol):
+            def connection_made(self, transport):
+                process.held.add(self)
+                transport.write(b"hello")
+
+            def connection_lost(self, error):
+                process.held.discard(self)
+
+        return Held()
+
+
+async def connect(listening):
+    reader, writer = await asyncio.open_connection(*listening.getsockname())
+    assert await reader.readexactly(5) == b"hello"
+    return writer
+
+
+async def until(condition):
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def test_connections_are_shared_evenly_and_anew_when_some_have_closed(listening):
+    async def main():
+        counts = Counts(2)
+        first, second = Process(listening, counts, 0, 2), Process(listening, counts, 1, 2)
+        clients = [await connect(listening) for _ in range(8)]
+        assert (len(first.held), len(second.held)) == (4, 4)
+        for client in clients:
+            client.close()
+        await until(lambda: not first.held and not second.held)
+        clients = [await connect(listening) for _ in range(4)]
+        assert (len(first.held), len(second.held)) == (2, 2)
+        first.listener.close()
+        clients += [await connect(listening) for _ in range(4)]
+        assert (len(first.held), len(second.held)) == (2, 6)
+        second.listener.close()
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_no_other_process_takes_is_taken_all_the_same(listening):
+    async def main():
+        listener = Listener(listening.dup(), Process(listening, Counts(1), 0, 1).make_protocol, lambda: True)
+        for _ in range(3):
+            (await connect(listening)).close()
+        listener.close()
+
+    asyncio.run(main())
+
+
+class Exhausted:
+    """A listening socket of a process that has no descriptors left at first."""
+
+    def __init__(self, listening):
+        self.socket = listening
+        self.failures = [errno.EMFILE]
+
+    def accept(self):
+        if self.failures:
+            number = self.failures.pop()
+            raise OSError(number, os.strerror(number))
+        return self.socket.accept()
+
+    def fileno(self):
+        return self.socket.fileno()
+
+    def setblocking(self, flag):
+        self.socket.setblocking(flag)
+
+
+def test_without_descriptors_it_waits_and_says_so_and_goes_on(listening, caplog, monkeypatch):
+    monkeypatch.setattr("container.serve.accept.NO_DESCRIPTORS_SECONDS", 0.01)
+
+    async def main():
+        make = Process(listening, Counts(1), 0, 1)
+        make.listener.close()
+        listener = Listener(Exhausted(listening.dup()), make.make_protocol, lambda: False)
+        (await connect(listening)).close()
+        listener.close()
+
+    asyncio.run(main())
+    assert "no connection can be accepted for 0.01 s: Too many open files" in caplog.text

@@ -346,31 +346,134 @@ class Capture(Section):
     s3_uri: S3Uri | None = None
 
 
+class ScalingStep(Section):
+    """One step: what happens where the metric is above, or below, a value."""
+
+    above: float | None = Field(default=None, ge=0)
+    below: float | None = Field(default=None, ge=0)
+    change: int
+    """Instances to add, or with a minus to take away."""
+
+    @model_validator(mode="after")
+    def _one_direction(self) -> "ScalingStep":
+        if (self.above is None) == (self.below is None):
+            raise ValueError("a step has either above or below")
+        if self.change == 0 or (self.change > 0) != (self.above is not None):
+            raise ValueError(f"change={self.change}: a step above a value adds, one below it takes away (change: -1)")
+        return self
+
+
+class ScheduledScaling(Section):
+    """Bounds that hold from a time on."""
+
+    name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=63)]
+    when: Annotated[str, Field(pattern=r"(cron|rate|at)\(.+\)")]
+    """`cron(0 8 ? * MON-FRI *)`, `at(2026-12-24T18:00:00)` or `rate(12 hours)`."""
+    timezone: str | None = None
+    """Of `when`, such as `Europe/Berlin`; default: UTC."""
+    min: int | None = Field(default=None, ge=0)
+    max: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "ScheduledScaling":
+        if self.min is None and self.max is None:
+            raise ValueError("a scheduled entry needs min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min={self.min} is larger than max={self.max}")
+        return self
+
+
 class Scaling(Section):
     """Application Auto Scaling on the endpoint's variant."""
 
     min: int = Field(default=1, ge=0)
     max: int = Field(ge=1)
+    metric: Literal["invocations", "concurrency"] = "invocations"
+    """What is looked at, of real-time endpoints and components: requests a minute, or requests under way."""
     target: float | None = Field(default=None, gt=0)
-    """Invocations per instance and minute; asynchronous: queued requests per instance; serverless: utilization 0..1."""
+    """Per instance; of asynchronous endpoints queued requests, of serverless ones utilization 0..1."""
+    scale_in: bool = True
+    """Whether instances are taken away again."""
     scale_in_cooldown: Seconds = 300
     scale_out_cooldown: Seconds = 60
+    steps: list[ScalingStep] = Field(default=[], max_length=20)
+    """Changes by how far the metric is over or under a value, beside or instead of `target`."""
+    schedule: list[ScheduledScaling] = []
+    """Other bounds at certain times."""
 
     @model_validator(mode="after")
     def _bounds_agree(self) -> "Scaling":
         if self.min > self.max:
             raise ValueError(f"min={self.min} is larger than max={self.max}")
+        if len({item.name for item in self.schedule}) < len(self.schedule):
+            raise ValueError("schedule has two entries of one name")
+        return self
+
+
+class RolloutAlarm(Section):
+    """A CloudWatch alarm: the name of one that is there, or what `deploy` shall make for each variant."""
+
+    short_forms = ("string",)
+    name: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    metric: Literal["errors", "client_errors", "latency"] | None = None
+    above: float | None = Field(default=None, gt=0)
+    """Percent of the requests; of `latency`, milliseconds that one request in ten exceeds."""
+    period: Seconds = 60
+    """10, 20 or 30 seconds, or full minutes."""
+    periods: int = Field(default=1, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _is_named_or_made(self) -> "RolloutAlarm":
+        is_made = self.metric is not None and self.above is not None
+        if is_made == bool(self.name) or (self.name and (self.metric or self.above)):
+            raise ValueError("an alarm is the name of one that is there, or metric and above of one to make")
+        if self.period not in (10, 20, 30) and (self.period < 60 or self.period % 60):
+            raise ValueError(f"period={self.period}s: CloudWatch takes 10, 20 or 30 seconds, or full minutes")
         return self
 
 
 class Rollout(Section):
-    """How an update reaches the fleet (blue/green), and what takes it back."""
+    """How an update reaches the fleet, and what takes it back."""
 
-    type: Literal["all_at_once", "canary", "linear"] = "all_at_once"
+    type: Literal["all_at_once", "canary", "linear", "rolling"] = "all_at_once"
+    """All at once, a part first, or equal parts, with a new fleet beside the old; rolling: instance by instance."""
     percent: int = Field(default=10, ge=1, le=50)
+    """The first part, or each."""
     wait: Seconds = Field(default=600, ge=0, le=3600)
-    alarms: list[str] = Field(default=[], max_length=10)
-    """CloudWatch alarms that roll the update back."""
+    """After each part, while the alarms are watched."""
+    keep_old: Seconds = Field(default=0, ge=0, le=3600)
+    """How long the old fleet stays after the last part."""
+    timeout: Seconds = Field(default=14400, ge=600, le=28800)
+    """An update that takes longer is taken back."""
+    alarms: list[RolloutAlarm] = Field(default=[], max_length=10)
+    """CloudWatch alarms that take the update back: names, or what `deploy` shall make."""
+
+    def shares(self) -> list[int]:
+        """Percent of the traffic on the new fleet, after each part."""
+        if self.type == "all_at_once":
+            return [100]
+        parts = [self.percent] if self.type == "canary" else list(range(self.percent, 100, self.percent))
+        return [*parts, 100]
+
+    @model_validator(mode="after")
+    def _can_be_kept(self) -> "Rollout":
+        lowest = {"linear": 10, "rolling": 5}.get(self.type, 1)
+        if self.percent < lowest:
+            raise ValueError(f"percent={self.percent} is too small for type={self.type}; at least {lowest}")
+        if self.type == "rolling" and self.keep_old:
+            raise ValueError("keep_old is not for type=rolling, which takes old instances away as it goes")
+        waits = self.wait * len(self.shares()) + self.keep_old
+        if waits >= self.timeout:
+            raise ValueError(
+                f"{len(self.shares())} parts with wait={self.wait}s and keep_old={self.keep_old}s take {waits}s, "
+                f"longer than timeout={self.timeout}s; raise timeout or shorten wait"
+            )
+        return self
 
 
 class Container(Section):
@@ -394,6 +497,29 @@ class Variant(Section):
     instance_count: int | None = Field(default=None, ge=1)
 
 
+class Component(Section):
+    """An inference component: copies of a model that share the endpoint's machines with others."""
+
+    name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=40)]
+    model: str
+    copies: int = Field(default=1, ge=0)
+    cpus: float | None = Field(default=None, ge=0.25)
+    """Cores of each copy."""
+    accelerators: int | None = Field(default=None, ge=1)
+    """GPUs of each copy."""
+    memory_mb: int = Field(default=1024, ge=128)
+    environment: dict[str, Text] = {}
+    scaling: Scaling | None = None
+    """Of the copies; `min: 0` takes the last one away, and the first request that fails brings one back."""
+
+
+class ManagedInstances(Section):
+    """Machines for inference components, as many as their copies need."""
+
+    min: int = Field(default=1, ge=0)
+    max: int = Field(ge=1)
+
+
 class Endpoint(Section):
     """A real-time, serverless or asynchronous endpoint."""
 
@@ -415,6 +541,10 @@ class Endpoint(Section):
     """Several containers instead of one; each may have a model of its own."""
     container_mode: Literal["Serial", "Direct"] = "Serial"
     """Serial: each container's answer is the next one's request. Direct: the caller chooses one."""
+    components: list[Component] = Field(default=[], max_length=20)
+    """Several models that share machines, each with copies of its own; then `model` is not read."""
+    managed_instances: ManagedInstances | None = None
+    """Machines come and go with the copies of `components`; then `instance_count` is what it starts with."""
     environment: dict[str, Text] = {}
     serverless: Serverless | None = None
     asynchronous: Asynchronous | None = None
@@ -445,11 +575,14 @@ class Endpoint(Section):
     def _scaling_has_a_target(self) -> "Endpoint":
         if not self.scaling:
             return self
-        if self.scaling.target is None and not (self.asynchronous or self.serverless):
+        is_told = self.scaling.target or self.scaling.steps or self.scaling.schedule
+        if not is_told and not (self.asynchronous or self.serverless):
             raise ValueError(
                 "scaling.target is not set: invocations per instance and minute at which another instance starts; "
                 "`invoke --repeat` measures what one instance takes"
             )
+        if self.serverless and self.scaling.steps:
+            raise ValueError("scaling.steps is not for serverless endpoints; use target or schedule")
         if self.scaling.min == 0 and not self.asynchronous:
             raise ValueError("scaling.min=0 needs asynchronous: true; other endpoints keep at least one instance")
         return self
@@ -462,6 +595,32 @@ class Endpoint(Section):
             raise ValueError("containers has one entry; several containers are at least two")
         if self.variants or self.multi_model:
             raise ValueError("containers excludes variants and multi_model; remove one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _components_agree(self) -> "Endpoint":
+        if not self.components:
+            if self.managed_instances:
+                raise ValueError("managed_instances is for endpoints with components")
+            return self
+        taken = {
+            "variants": self.variants,
+            "containers": self.containers,
+            "shadow": self.shadow,
+            "multi_model": self.multi_model,
+            "serverless": self.serverless,
+            "asynchronous": self.asynchronous,
+        }
+        clash = [name for name, value in taken.items() if value]
+        if clash:
+            raise ValueError(f"components excludes {', '.join(clash)}; remove one of the two")
+        if len({item.name for item in self.components}) < len(self.components):
+            raise ValueError("two components have the same name")
+        if self.scaling:
+            raise ValueError("components scale each for itself (components[].scaling), machines by managed_instances")
+        for item in self.components:
+            if item.scaling and not (item.scaling.target or item.scaling.steps or item.scaling.schedule):
+                raise ValueError(f"components {item.name}: scaling.target is not set: requests per copy")
         return self
 
     @model_validator(mode="after")

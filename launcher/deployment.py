@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from launcher import run
-from launcher.errors import AwsRefused, ConfigError, JobFailed, TimedOut
-from launcher.jobs import endpoint, scaling
+from launcher import attachments, run
+from launcher.errors import ConfigError, JobFailed, TimedOut
+from launcher.jobs import alarms, endpoint
 from launcher.jobs.api import ApiCall, tag_list
 from launcher.project import Project
 
@@ -30,6 +30,8 @@ class Step:
     call: ApiCall
 
     def __str__(self) -> str:
+        if self.call.operation == "PutMetricAlarm":
+            return f"{self.action:<7}{'Alarm':<15}{self.call.request['AlarmName']}"
         noun = self.call.operation.removeprefix("Create").removeprefix("Update").removeprefix("Delete")
         return f"{self.action:<7}{noun:<15}{self.call.request[f'{noun}Name']}"
 
@@ -57,6 +59,7 @@ def plan(project: Project) -> Plan:
     *parts, create = endpoint.calls(project.config, context, models)
     steps = [Step("keep" if project.exists(call) else "create", call) for call in parts]
     name, wanted = create.request["EndpointName"], create.request["EndpointConfigName"]
+    steps += [Step(action, call) for action, call in attachments.alarm_changes(project)]
     current = project.describe_or_none("Endpoint", name)
     previous = current["EndpointConfigName"] if current else None
     if current is None:
@@ -66,7 +69,7 @@ def plan(project: Project) -> Plan:
     elif previous == wanted:
         steps.append(Step("keep", create))
     else:
-        steps.append(Step("update", endpoint.update_call(project.config, wanted)))
+        steps.append(Step("update", endpoint.update_call(project.config, wanted, alarms.names(project.config))))
     return Plan(name, wanted, previous, tuple(steps))
 
 
@@ -94,7 +97,22 @@ def finish(project: Project, planned: Plan, follow: Callable[..., dict[str, Any]
             f"`python -m launcher explain {planned.name}` says more"
         )
     _set_tags(project, description["EndpointArn"], planned)
-    _scale(project)
+    if project.config.endpoint.components:
+        attachments.place_components(project, planned.name)
+    attachments.scale(project)
+
+
+def rollout_text(project: Project, planned: Plan) -> str:
+    """How the traffic will move in an update, in one line; empty where nothing is updated, or at once."""
+    rollout = project.config.endpoint.rollout
+    if not rollout or all(step.action != "update" or "Endpoint" not in step.call.operation for step in planned.steps):
+        return ""
+    what = "instances" if rollout.type == "rolling" else "traffic"
+    shares = ", ".join(f"{share}%" for share in rollout.shares())
+    watched = alarms.names(project.config)
+    text = f"{rollout.type}: {shares} of the {what}, {rollout.wait} s each"
+    text += f"; old fleet stays {rollout.keep_old} s" if rollout.keep_old else ""
+    return text + (f"; taken back by {', '.join(watched)}" if watched else "; nothing takes it back: no alarms")
 
 
 def _set_tags(project: Project, arn: str, planned: Plan) -> None:
@@ -106,17 +124,6 @@ def _set_tags(project: Project, arn: str, planned: Plan) -> None:
         tags[EXPIRES_TAG] = expires.isoformat(timespec="seconds")
     if tags:
         project.aws.send(ApiCall("sagemaker", "AddTags", {"ResourceArn": arn, "Tags": tag_list(tags)}))
-
-
-def _scale(project: Project) -> None:
-    for call in scaling.calls(project.config):
-        reply = project.aws.send(call)
-        if call.request.get("PolicyType") == "StepScaling":
-            _, name, _, variant = call.request["ResourceId"].split("/")
-            project.aws.send(scaling.wake_alarm(name, variant, reply["PolicyARN"]))
-    limits = project.config.endpoint.scaling
-    if limits:
-        logger.info("-> scales from %d to %d", limits.min, limits.max)
 
 
 def rollback(project: Project, name: str) -> Plan:
@@ -136,7 +143,9 @@ def rollback(project: Project, name: str) -> Plan:
         raise ConfigError(f"the configuration {target} has been deleted; deploy the model you want instead")
     section = project.config.endpoint.model_copy(update={"name": name})
     config = project.config.model_copy(update={"endpoint": section})
-    step = Step("update", endpoint.update_call(config, target))
+    if target == description["EndpointConfigName"]:
+        raise ConfigError(f"endpoint {name} serves {target} already; its last update was taken back")
+    step = Step("update", endpoint.return_call(config, target))
     project.send([step.call])
     return Plan(name, target, description["EndpointConfigName"], (step,))
 
@@ -148,39 +157,29 @@ def tags_of(project: Project, arn: str) -> dict[str, str]:
 
 
 def delete(project: Project, name: str, wait: bool = True) -> None:
-    """Delete an endpoint, its scaling and its configuration; models stay, other configurations may use them.
+    """Delete an endpoint with its scaling, components, alarms and configuration; models stay, others may use them.
 
     Raises:
         AwsRefused: there is no such endpoint.
         TimedOut: it is still there after a while.
     """
     description = project.aws.call("sagemaker", "DescribeEndpoint", EndpointName=name)
-    _stop_scaling(project, name, [variant["VariantName"] for variant in description.get("ProductionVariants", [])])
-    project.aws.send(run.ENDPOINT.stop_call(name))
+    variants = [variant["VariantName"] for variant in description.get("ProductionVariants", [])]
+    attachments.stop_scaling(project, name, [f"endpoint/{name}/variant/{variant}" for variant in variants])
     configuration = description["EndpointConfigName"]
-    if project.describe_or_none("EndpointConfig", configuration):
+    configured = project.describe_or_none("EndpointConfig", configuration)
+    if configured and any("ModelName" not in variant for variant in configured.get("ProductionVariants", [])):
+        for component in attachments.components_of(project, name):
+            attachments.remove_component(project, component)
+    attachments.remove_alarms(project, name)
+    project.aws.send(run.ENDPOINT.stop_call(name))
+    if configured:
         project.aws.send(ApiCall("sagemaker", "DeleteEndpointConfig", {"EndpointConfigName": configuration}))
     deadline = time.monotonic() + DELETE_SECONDS
     while wait and project.describe_or_none("Endpoint", name):
         if time.monotonic() > deadline:
             raise TimedOut(f"endpoint {name} is still being deleted after {DELETE_SECONDS} s; look again later")
         time.sleep(DELETE_POLL_SECONDS)
-
-
-def _stop_scaling(project: Project, name: str, variants: list[str]) -> None:
-    resources = [f"endpoint/{name}/variant/{variant}" for variant in variants]
-    if not resources:
-        return
-    try:
-        reply = project.aws.call(
-            scaling.SERVICE, "DescribeScalableTargets", ServiceNamespace="sagemaker", ResourceIds=resources
-        )
-    except AwsRefused as error:
-        logger.warning("scaling of %s stays as it is: %s", name, error)
-        return
-    for target in reply["ScalableTargets"]:
-        _, endpoint_name, _, variant = target["ResourceId"].split("/")
-        project.aws.send(scaling.removal_call(endpoint_name, variant, target["ScalableDimension"]))
 
 
 @dataclass(frozen=True)

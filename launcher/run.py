@@ -209,10 +209,20 @@ class StatusWatcher:
         secondary = description.get("SecondaryStatus", status)
         transitions = description.get("SecondaryStatusTransitions") or [{}]
         message = transitions[-1].get("StatusMessage", "")
-        text = " · ".join(dict.fromkeys(filter(None, (status, secondary, message))))
+        text = " · ".join(dict.fromkeys(filter(None, (status, secondary, message, *rollout_states(description)))))
         if text != self._last:
             logger.info("-> %s", text)
             self._last = text
+
+
+def rollout_states(description: dict[str, Any]) -> list[str]:
+    """What an endpoint's update is doing: `Baking: 10% of the traffic`."""
+    variants = description.get("PendingDeploymentSummary", {}).get("ProductionVariants", [])
+    return [
+        ": ".join(filter(None, (item["Status"], item.get("StatusMessage", ""))))
+        for variant in variants
+        for item in variant.get("VariantStatus", [])
+    ]
 
 
 def _failure(kind: JobKind, name: str, description: dict[str, Any], follower: LogFollower) -> Exception:

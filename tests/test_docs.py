@@ -187,7 +187,8 @@ def config_rows(section: type[config.Section], prefix: str = "") -> Iterator[lis
         inner, way = inner_section(field.annotation)
         if inner is None or way != "":
             yield [f"`{prefix}{name}`", type_text(field), default_text(field.get_default(call_default_factory=True))]
-        if inner is not None and prefix + name != "endpoint.shadow":  # a variant again
+        # a variant again, and scaling again
+        if inner is not None and prefix + name not in ("endpoint.shadow", "endpoint.components[].scaling"):
             rows = config_rows(inner, f"{prefix}{name}{way.replace('?', '')}.")
             yield from serving_only(rows) if prefix + name == "images.serving" else rows
 

@@ -29,6 +29,7 @@ from launcher.account.iam_statements import (
 )
 from launcher.account.needs import ECR_IMAGE, Need, needs_of, planned_calls, values_of
 from launcher.config import Config
+from launcher.jobs.alarms import names as alarm_names
 from launcher.jobs.api import ApiCall, JobContext
 from launcher.jobs.common import project_uri
 from launcher.jobs.endpoint import endpoint_name
@@ -125,8 +126,8 @@ def _role_extras(config: Config, arns: Arns, needs: tuple[Need, ...], calls: lis
     if topics:
         yield Statement("NotifyAboutAsyncAnswers", ("sns:Publish",), topics)
     operations = {call.operation for call in calls}
-    if config.endpoint.rollout and config.endpoint.rollout.alarms and "CreateEndpoint" in operations:
-        alarms = tuple(arns.of("cloudwatch", f"alarm:{name}") for name in config.endpoint.rollout.alarms)
+    if alarm_names(config) and "CreateEndpoint" in operations:
+        alarms = tuple(arns.of("cloudwatch", f"alarm:{name}") for name in alarm_names(config))
         yield Statement("WatchRolloutAlarms", ("cloudwatch:DescribeAlarms",), alarms)
     if config.training.remote_debug and "CreateTrainingJob" in operations:
         yield Statement("RemoteDebug", REMOTE_DEBUG, ("*",))

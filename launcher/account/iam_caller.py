@@ -59,7 +59,7 @@ def caller_statements(
         yield Statement("ReadLogs", ("logs:DescribeLogStreams", "logs:GetLogEvents"), groups)
         yield from _transfers(config, context, arns, needs)
         yield from keys(arns, (), values_of(needs, "volume_key"))
-    if "deploy" in kinds and config.endpoint.scaling:
+    if "deploy" in kinds and (config.endpoint.scaling or any(item.scaling for item in config.endpoint.components)):
         yield from _scaling(config, arns)
     if "push" in kinds:
         yield from _pushing(config, context, arns)
@@ -102,6 +102,15 @@ def _endpoints(arns: Arns, names: tuple[str, ...], config: Config) -> Iterator[S
     # `delete` looks for what scales the endpoint, `reap` for the last invocation
     looking = ("application-autoscaling:DescribeScalableTargets", "cloudwatch:GetMetricStatistics")
     yield Statement("LookAtEndpoints", looking, ("*",))
+    # `delete` looks for them by the beginning of their names, and that is a question about all alarms
+    yield Statement("LookAtAlarms", ("cloudwatch:DescribeAlarms",), (arns.of("cloudwatch", "alarm:*"),))
+    alarms = ("cloudwatch:DeleteAlarms", "cloudwatch:PutMetricAlarm", "cloudwatch:TagResource")
+    yield Statement("EndpointAlarms", alarms, (arns.of("cloudwatch", f"alarm:{endpoint_name(config)}-*"),))
+    if config.endpoint.components:
+        verbs = "Create Update Delete Describe"
+        components = arns.sagemaker("inference-component", names)
+        yield Statement("Components", (*_actions("InferenceComponent", verbs), *invoking), (*components, *endpoints))
+        yield Statement("ListComponents", ("sagemaker:ListInferenceComponents",), ("*",))
 
 
 def _transfers(config: Config, context: JobContext, arns: Arns, needs: tuple[Need, ...]) -> Iterator[Statement]:
@@ -122,17 +131,19 @@ def _transfers(config: Config, context: JobContext, arns: Arns, needs: tuple[Nee
 
 
 def _scaling(config: Config, arns: Arns) -> Iterator[Statement]:
-    changing = ("RegisterScalableTarget", "DeregisterScalableTarget", "PutScalingPolicy")
+    changing = [f"{verb}ScalableTarget" for verb in ("Register", "Deregister")]
+    changing += [f"{verb}{noun}" for noun in ("ScalingPolicy", "ScheduledAction") for verb in ("Put", "Delete")]
     yield Statement(
         "ScaleEndpoints",
         tuple(f"application-autoscaling:{name}" for name in changing),
         (arns.of("application-autoscaling", "scalable-target/*"),),
         {"StringEquals": {"application-autoscaling:service-namespace": "sagemaker"}},
     )
-    # target tracking makes alarms of its own in the caller's name; ours wakes an endpoint that was scaled to zero
-    alarms = ("cloudwatch:DeleteAlarms", "cloudwatch:DescribeAlarms", "cloudwatch:PutMetricAlarm")
-    named = ("TargetTracking-*", f"{endpoint_name(config)}-*-wake")
-    yield Statement("ScalingAlarms", alarms, tuple(arns.of("cloudwatch", f"alarm:{name}") for name in named))
+    looking = [f"application-autoscaling:Describe{noun}" for noun in ("ScalingPolicies", "ScheduledActions")]
+    yield Statement("LookAtScaling", tuple(looking), ("*",))
+    # target tracking makes alarms of its own in the caller's name
+    tracking = (arns.of("cloudwatch", "alarm:TargetTracking-*"),)
+    yield Statement("ScalingAlarms", ("cloudwatch:DeleteAlarms", "cloudwatch:PutMetricAlarm"), tracking)
     linked = f"aws-service-role/sagemaker.application-autoscaling.amazonaws.com/{SCALING_ROLE}"
     yield Statement(
         "ScalingRole",

@@ -26,6 +26,8 @@ PULL_IMAGE = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDo
 WITHOUT_RESOURCES = frozenset(
     {
         "application-autoscaling:DescribeScalableTargets",
+        "application-autoscaling:DescribeScalingPolicies",
+        "application-autoscaling:DescribeScheduledActions",
         "cloudwatch:GetMetricStatistics",
         "cloudwatch:PutMetricData",
         "ec2:DescribeDhcpOptions",
@@ -37,6 +39,7 @@ WITHOUT_RESOURCES = frozenset(
         "ec2:DescribeVpcs",
         "ecr:GetAuthorizationToken",
         "sagemaker:ListEndpoints",
+        "sagemaker:ListInferenceComponents",
         "sagemaker:ListTrainingJobs",
         "sagemaker:ListTransformJobs",
         "servicequotas:ListServiceQuotas",

@@ -45,6 +45,9 @@ def deploy(options: Options, model: str | None) -> None:
     planned = deployment.plan(project)
     if not options.json:
         click.echo("\n".join(f"   {step}" for step in planned.steps))
+        rollout = deployment.rollout_text(project, planned)
+        if rollout:
+            click.echo(f"   {rollout}")
     deployment.apply(project, planned)
     if not options.no_wait:
         deployment.finish(project, planned)

@@ -1,11 +1,12 @@
 """CreateModel, CreateEndpointConfig, CreateEndpoint: an `endpoint` section as the API's own bodies."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.config import Config, Endpoint, Variant
-from launcher.jobs.api import ApiCall, JobContext, content_name, tag_list
+from launcher.config import Component, Config, Endpoint, Variant
+from launcher.jobs.api import NAME_LIMIT, ApiCall, JobContext, content_name, tag_list
 from launcher.jobs.common import image_uri, project_uri, tags, vpc_config
 from launcher.jobs.hosts import inference_ami
 from launcher.jobs.training import prune
@@ -26,9 +27,21 @@ class ServedModel:
     """Length of the archive, where it is known."""
 
 
-def model_call(config: Config, context: JobContext, model: ServedModel) -> ApiCall:
-    """CreateModel with a name made of its content: the same model is created once."""
-    return _model_call(config, context, {"PrimaryContainer": _container(config, context, model)})
+def model_call(
+    config: Config, context: JobContext, model: ServedModel, environment: dict[str, str] | None = None
+) -> ApiCall:
+    """CreateModel with a name made of its content: the same model is created once.
+
+    Args:
+        config: the project's.
+        context: account and role.
+        model: where its archive lies.
+        environment: variables beside those of `endpoint.environment`.
+    """
+    container = _container(config, context, model)
+    if environment:
+        container["Environment"] = {**config.endpoint.environment, **environment}
+    return _model_call(config, context, {"PrimaryContainer": container})
 
 
 def containers_call(config: Config, context: JobContext, models: dict[str, ServedModel]) -> ApiCall:
@@ -95,11 +108,14 @@ def calls(config: Config, context: JobContext, models: dict[str, ServedModel]) -
         sizes = [model.size_bytes for model in models.values() if model.size_bytes is not None]
         models = {DEFAULT_VARIANT: ServedModel("", sum(sizes) if sizes else None)}
     else:
-        model_calls = {name: model_call(config, context, model) for name, model in models.items()}
+        model_calls = {
+            name: model_call(config, context, model, _component_environment(endpoint, name))
+            for name, model in models.items()
+        }
     variants = [
         _variant(config, variant, model_calls[variant.name].request["ModelName"], models[variant.name])
-        for variant in endpoint_variants(endpoint)
-    ]
+        for variant in ([] if endpoint.components else endpoint_variants(endpoint))
+    ] or [_host_variant(config)]
     shadow = endpoint.shadow
     body = prune(
         {
@@ -112,6 +128,7 @@ def calls(config: Config, context: JobContext, models: dict[str, ServedModel]) -
             "AsyncInferenceConfig": _asynchronous(config, context),
             "DataCaptureConfig": _capture(config, context),
             "KmsKeyId": endpoint.kms_key,
+            **(_host_members(config, context) if endpoint.components else {}),
             "Tags": tag_list(tags(config)),
         }
     )
@@ -132,12 +149,12 @@ def calls(config: Config, context: JobContext, models: dict[str, ServedModel]) -
     ]
 
 
-def update_call(config: Config, endpoint_config_name: str) -> ApiCall:
-    """UpdateEndpoint to another configuration, as the `rollout` section says."""
+def update_call(config: Config, endpoint_config_name: str, alarms: Sequence[str] = ()) -> ApiCall:
+    """UpdateEndpoint to another configuration, as the `rollout` section says; `alarms` may take it back."""
     request = {
         "EndpointName": endpoint_name(config),
         "EndpointConfigName": endpoint_config_name,
-        "DeploymentConfig": _deployment(config.endpoint),
+        "DeploymentConfig": _deployment(config.endpoint, alarms),
         # what autoscaling has made of the instance count stays
         "RetainAllVariantProperties": True if config.endpoint.scaling else None,
     }
@@ -149,6 +166,17 @@ def endpoint_name(config: Config) -> str:
     return config.endpoint.name or config.name
 
 
+def return_call(config: Config, endpoint_config_name: str) -> ApiCall:
+    """UpdateEndpoint back to an earlier configuration: at once, and whatever an alarm says about the present one."""
+    section = config.endpoint.model_copy(update={"rollout": None})
+    return update_call(config.model_copy(update={"endpoint": section}), endpoint_config_name)
+
+
+def component_name(config: Config, name: str) -> str:
+    """InferenceComponentName, which is the account's: the endpoint's name stands before it."""
+    return f"{endpoint_name(config)}-{name}"[:NAME_LIMIT]
+
+
 def endpoint_variants(endpoint: Endpoint) -> list[Variant]:
     """The configured variants, or the one that `model` and `instance_type` describe."""
     return endpoint.variants or [Variant(name=DEFAULT_VARIANT, model=endpoint.model or "")]
@@ -158,8 +186,85 @@ def models_of(endpoint: Endpoint) -> dict[str, str]:
     """Variant name -> model text, shadow included; of several containers, those that have a model."""
     if endpoint.containers:
         return {item.name: item.model for item in endpoint.containers if item.model}
+    if endpoint.components:
+        return {item.name: item.model for item in endpoint.components}
     variants = [*endpoint_variants(endpoint), *([endpoint.shadow] if endpoint.shadow else [])]
     return {variant.name: variant.model for variant in variants}
+
+
+def component_calls(config: Config, context: JobContext, models: dict[str, ServedModel]) -> list[ApiCall]:
+    """CreateInferenceComponent for each entry of `components`; the endpoint must be in service by then."""
+    return [
+        ApiCall(
+            "sagemaker",
+            "CreateInferenceComponent",
+            {
+                "InferenceComponentName": component_name(config, item.name),
+                "EndpointName": endpoint_name(config),
+                "VariantName": DEFAULT_VARIANT,
+                "Specification": _component_specification(config, context, item, models[item.name]),
+                "RuntimeConfig": {"CopyCount": item.copies},
+                "Tags": tag_list(tags(config)),
+            },
+        )
+        for item in config.endpoint.components
+    ]
+
+
+def _component_specification(
+    config: Config, context: JobContext, item: Component, model: ServedModel
+) -> dict[str, Any]:
+    download, startup = timeouts(config.endpoint, model.size_bytes)
+    environment = _component_environment(config.endpoint, item.name)
+    needs = {
+        "NumberOfCpuCoresRequired": item.cpus,
+        "NumberOfAcceleratorDevicesRequired": item.accelerators,
+        "MinMemoryRequiredInMb": item.memory_mb,
+    }
+    startup_parameters = {
+        "ModelDataDownloadTimeoutInSeconds": download,
+        "ContainerStartupHealthCheckTimeoutInSeconds": startup,
+    }
+    return prune(
+        {
+            "ModelName": model_call(config, context, model, environment).request["ModelName"],
+            "StartupParameters": prune(startup_parameters) or None,
+            "ComputeResourceRequirements": prune(needs),
+        }
+    )
+
+
+def _component_environment(endpoint: Endpoint, name: str) -> dict[str, str] | None:
+    return next((item.environment for item in endpoint.components if item.name == name), None)
+
+
+def _host_variant(config: Config) -> dict[str, Any]:
+    """The variant whose machines wait for inference components."""
+    endpoint, managed = config.endpoint, config.endpoint.managed_instances
+    scaling = (
+        {"Status": "ENABLED", "MinInstanceCount": managed.min, "MaxInstanceCount": managed.max} if managed else None
+    )
+    return prune(
+        {
+            "VariantName": DEFAULT_VARIANT,
+            "InstanceType": endpoint.instance_type,
+            "InitialInstanceCount": max(1, endpoint.instance_count),
+            "ManagedInstanceScaling": scaling,
+            "RoutingConfig": {"RoutingStrategy": "LEAST_OUTSTANDING_REQUESTS"},
+            "InferenceAmiVersion": endpoint.ami
+            or inference_ami(endpoint.instance_type, config.images.serving.cuda).ami,
+            "VolumeSizeInGB": endpoint.volume_size_gb,
+        }
+    )
+
+
+def _host_members(config: Config, context: JobContext) -> dict[str, Any]:
+    """What a model brings otherwise: the role and the network."""
+    return {
+        "ExecutionRoleArn": context.role_arn,
+        "VpcConfig": vpc_config(config.network),
+        "EnableNetworkIsolation": config.network.isolation or None,
+    }
 
 
 def _variant(config: Config, variant: Variant, model_name: str, model: ServedModel) -> dict[str, Any]:
@@ -251,21 +356,24 @@ def _capture(config: Config, context: JobContext) -> dict[str, Any] | None:
     }
 
 
-def _deployment(endpoint: Endpoint) -> dict[str, Any] | None:
+def _deployment(endpoint: Endpoint, alarms: Sequence[str]) -> dict[str, Any] | None:
     rollout = endpoint.rollout
     if not rollout:
         return None
-    routing: dict[str, Any] = {"Type": rollout.type.upper(), "WaitIntervalInSeconds": rollout.wait}
+    size = {"Type": "CAPACITY_PERCENT", "Value": rollout.percent}
+    shared = {"WaitIntervalInSeconds": rollout.wait}
+    limit = {"MaximumExecutionTimeoutInSeconds": rollout.timeout}
+    back = {"Alarms": [{"AlarmName": name} for name in alarms]} if alarms else None
+    if rollout.type == "rolling":
+        return prune(
+            {"RollingUpdatePolicy": {"MaximumBatchSize": size, **shared, **limit}, "AutoRollbackConfiguration": back}
+        )
+    routing: dict[str, Any] = {"Type": rollout.type.upper(), **shared}
     if rollout.type != "all_at_once":
-        key = {"canary": "CanarySize", "linear": "LinearStepSize"}[rollout.type]
-        routing[key] = {"Type": "CAPACITY_PERCENT", "Value": rollout.percent}
-    alarms = {"Alarms": [{"AlarmName": name} for name in rollout.alarms]}
-    return prune(
-        {
-            "BlueGreenUpdatePolicy": {
-                "TrafficRoutingConfiguration": routing,
-                "MaximumExecutionTimeoutInSeconds": 14400,
-            },
-            "AutoRollbackConfiguration": alarms if rollout.alarms else None,
-        }
-    )
+        routing[{"canary": "CanarySize", "linear": "LinearStepSize"}[rollout.type]] = size
+    policy = {
+        "TrafficRoutingConfiguration": routing,
+        "TerminationWaitInSeconds": rollout.keep_old or None,
+        **limit,
+    }
+    return prune({"BlueGreenUpdatePolicy": prune(policy), "AutoRollbackConfiguration": back})

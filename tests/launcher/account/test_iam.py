@@ -244,7 +244,8 @@ def test_the_policies_of_a_full_project_fit_into_managed_policies_of_their_own()
 
 
 def test_every_request_the_launcher_spells_out_is_granted_to_the_caller():
-    caller = [*of(FULL).caller, *of(FULL).preflight, *of({}).caller]
+    components = {"endpoint": {"components": [{"name": "a", "model": "s3://b/1"}]}}
+    caller = [*of(FULL).caller, *of(FULL).preflight, *of({}).caller, *of(components).caller]
     granted = {action for item in caller for action in item.actions} | FREE
     asked = {action for path in sorted(LAUNCHER.glob("**/*.py")) if "local" not in path.parts for action in calls(path)}
     assert len(asked) > 10

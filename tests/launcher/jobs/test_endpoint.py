@@ -2,6 +2,7 @@
 
 import pytest
 
+from launcher.errors import ConfigError
 from launcher.jobs import endpoint
 from launcher.jobs.endpoint import ServedModel
 from launcher.validate import problems
@@ -32,6 +33,15 @@ endpoint:
   containers: [{name: prepare, image: "111122223333.dkr.ecr.us-east-1.amazonaws.com/prepare:1", environment: {A: 1}},
     {name: classify, model: s3://b/1}]
 """,
+    "components": """
+name: digits
+endpoint:
+  instance_type: ml.m5.large
+  managed_instances: {min: 0, max: 3}
+  components:
+  - {name: a, model: s3://b/1, copies: 2, cpus: 1, environment: {A: 1}}
+  - {name: b, model: s3://b/2, accelerators: 1}
+""",
     "multi_model": "name: digits\nendpoint: {multi_model: true, instance_type: ml.m5.xlarge}",
 }
 
@@ -41,6 +51,8 @@ def test_every_mode_makes_valid_requests(mode, config, context, golden):
     made = config(yaml=MODES[mode])
     models = {name: ServedModel(uri or MODEL.uri) for name, uri in endpoint.models_of(made.endpoint).items()}
     calls = endpoint.calls(made, context, models)
+    if made.endpoint.components:
+        calls += endpoint.component_calls(made, context, models)
     assert [problem for call in calls for problem in problems(call)] == []
     golden(f"endpoint_{mode}", [call.request for call in calls])
 
@@ -63,12 +75,64 @@ def test_variants_of_one_model_create_it_once(config, context):
     assert [call.operation for call in calls] == ["CreateModel", "CreateEndpointConfig", "CreateEndpoint"]
 
 
-@pytest.mark.parametrize("kind", ["all_at_once", "canary", "linear"])
+@pytest.mark.parametrize("kind", ["all_at_once", "canary", "linear", "rolling"])
 def test_an_update_rolls_out_as_configured(kind, config, golden):
     made = config(f"endpoint.rollout={{type: {kind}, percent: 20, wait: 5m, alarms: [errors]}}")
-    call = endpoint.update_call(made, "digits-2")
+    call = endpoint.update_call(made, "digits-2", ["errors"])
     assert problems(call) == []
     golden(f"update_{kind}", call.request)
+
+
+def test_the_way_back_is_at_once_and_asks_no_alarm(config):
+    made = config("endpoint.rollout={type: canary, alarms: [errors]}")
+    assert endpoint.return_call(made, "old").request == {"EndpointName": "digits", "EndpointConfigName": "old"}
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("{type: linear, percent: 5}", "percent=5 is too small for type=linear; at least 10"),
+        ("{type: rolling, keep_old: 60}", "keep_old is not for type=rolling"),
+        ("{type: linear, wait: 30m}", "11 parts|10 parts with wait=1800s .* longer than timeout=14400s"),
+        ("{alarms: [{metric: errors}]}", "metric and above"),
+        ("{alarms: [{metric: errors, above: 1, period: 40}]}", "full minutes"),
+        ("{alarms: [{name: a, metric: errors, above: 1}]}", "metric and above"),
+    ],
+)
+def test_a_rollout_that_cannot_be_kept_is_refused(section, message, config):
+    with pytest.raises(ConfigError, match=message):
+        config(f"endpoint.rollout={section}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["endpoint.serverless=true"], "components excludes serverless"),
+        (["endpoint.scaling={max: 2, target: 1}"], "components scale each for itself"),
+    ],
+)
+def test_what_components_exclude_is_refused(settings, message, config):
+    with pytest.raises(ConfigError, match=message):
+        config("endpoint.components=[{name: a, model: s3://b/1}]", *settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("endpoint.managed_instances={max: 2}", "managed_instances is for endpoints with components"),
+        (
+            "endpoint.components=[{name: a, model: s3://b/1}, {name: a, model: s3://b/1}]",
+            "two components have the same",
+        ),
+        (
+            "endpoint.components=[{name: a, model: s3://b/1, scaling: {max: 2}}]",
+            "components a: scaling.target is not set",
+        ),
+    ],
+)
+def test_components_that_make_no_sense_are_refused(settings, message, config):
+    with pytest.raises(ConfigError, match=message):
+        config(settings)
 
 
 def test_an_update_without_a_rollout_says_nothing_about_it(config):

@@ -115,9 +115,7 @@ def baking(description):
 
 def fleets(aws, name):
     """The containers that run for an endpoint, by the variants' directories."""
-    return [
-        path.name for path in (aws.server.home / "jobs/serving").glob(f"{name}-A-*") if list(processes_below(path))
-    ]
+    return [path.name for path in (aws.server.home / "jobs/serving").glob(f"{name}-A-*") if list(processes_below(path))]
 
 
 @pytest.fixture

@@ -1,0 +1,197 @@
+"""What hangs on an endpoint beside its configuration: alarms, inference components, scaling; made, kept and removed."""
+
+import logging
+import time
+from typing import Any
+
+from launcher.errors import AwsRefused, JobFailed, TimedOut
+from launcher.jobs import alarms, scaling
+from launcher.jobs.api import ApiCall
+from launcher.jobs.endpoint import component_calls
+from launcher.jobs.scaling import SERVICE
+from launcher.project import Project
+
+logger = logging.getLogger(__name__)
+
+NAMES_AT_ONCE = 100  # DescribeAlarms takes so many
+COMPONENT_SECONDS = 3600.0  # ModelDataDownloadTimeoutInSeconds and the start's are this at most
+COMPONENT_POLL_SECONDS = 0.5
+
+
+# --- alarms -----------------------------------------------------------------------------------------------------------
+
+
+def alarm_changes(project: Project) -> list[tuple[str, ApiCall]]:
+    """The alarms that the rollout asks for, each with `create`, `update` or `keep`."""
+    wanted = alarms.calls(project.config)
+    names = [call.request["AlarmName"] for call in wanted]
+    there = {item["AlarmName"]: item for item in described_alarms(project, names)}
+    return [(_change(there.get(call.request["AlarmName"]), call.request), call) for call in wanted]
+
+
+def _change(there: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
+    if there is None:
+        return "create"
+    compared = wanted.keys() - {"Tags"}
+    return "keep" if all(there.get(member) == wanted[member] for member in compared) else "update"
+
+
+def described_alarms(project: Project, names: list[str]) -> list[dict[str, Any]]:
+    """Those of the alarms that are there."""
+    found = []
+    for start in range(0, len(names), NAMES_AT_ONCE):
+        reply = project.aws.call("cloudwatch", "DescribeAlarms", AlarmNames=names[start : start + NAMES_AT_ONCE])
+        found += reply["MetricAlarms"]
+    return found
+
+
+def remove_alarms(project: Project, name: str) -> None:
+    """Delete the alarms that the launcher has made for an endpoint."""
+    ours = {alarms.DESCRIPTION.format(name), scaling.DESCRIPTION.format(name)}
+    try:
+        reply = project.aws.call("cloudwatch", "DescribeAlarms", AlarmNamePrefix=f"{name}-")
+    except AwsRefused as error:
+        logger.warning("alarms of %s stay as they are: %s", name, error)
+        return
+    made = [item["AlarmName"] for item in reply["MetricAlarms"] if item.get("AlarmDescription") in ours]
+    if made:
+        project.aws.send(ApiCall("cloudwatch", "DeleteAlarms", {"AlarmNames": made}))
+
+
+# --- scaling ----------------------------------------------------------------------------------------------------------
+
+
+def scale(project: Project) -> None:
+    """Make the scaling what the configuration says, and end what it no longer says."""
+    calls = scaling.calls(project.config)
+    arns: dict[str, str] = {}
+    for call in calls:
+        reply = project.aws.send(_with_arns(call, arns))
+        if call.operation == "PutScalingPolicy":
+            arns[call.request["PolicyName"]] = reply["PolicyARN"]
+    for call in calls:
+        if call.operation == "RegisterScalableTarget":
+            _remove_other_policies(project, call.request, calls)
+            limits = call.request
+            logger.info(
+                "-> scales from %d to %d: %s", limits["MinCapacity"], limits["MaxCapacity"], limits["ResourceId"]
+            )
+
+
+def _with_arns(call: ApiCall, arns: dict[str, str]) -> ApiCall:
+    if call.operation != "PutMetricAlarm":
+        return call
+    known = {scaling.policy_arn(name): arn for name, arn in arns.items()}
+    actions = [known.get(action, action) for action in call.request["AlarmActions"]]
+    return ApiCall(call.service, call.operation, {**call.request, "AlarmActions": actions})
+
+
+def _remove_other_policies(project: Project, target: dict[str, Any], calls: list[ApiCall]) -> None:
+    """Policies and scheduled actions of an earlier configuration would go on scaling."""
+    named = {key: target[key] for key in ("ServiceNamespace", "ResourceId", "ScalableDimension")}
+    for noun, listed, member in (
+        ("ScalingPolicy", "ScalingPolicies", "PolicyName"),
+        ("ScheduledAction", "ScheduledActions", "ScheduledActionName"),
+    ):
+        wanted = {call.request.get(member) for call in calls}
+        for item in project.aws.call(SERVICE, f"Describe{listed}", **named)[listed]:
+            if item[member] not in wanted:
+                project.aws.send(ApiCall(SERVICE, f"Delete{noun}", {**named, member: item[member]}))
+
+
+def stop_scaling(project: Project, name: str, resource_ids: list[str]) -> None:
+    """End the scaling of an endpoint; a caller who may not see it is told, and nothing else happens."""
+    if not resource_ids:
+        return
+    try:
+        reply = project.aws.call(
+            SERVICE, "DescribeScalableTargets", ServiceNamespace="sagemaker", ResourceIds=resource_ids
+        )
+    except AwsRefused as error:
+        logger.warning("scaling of %s stays as it is: %s", name, error)
+        return
+    for target in reply["ScalableTargets"]:
+        project.aws.send(scaling.removal_call(target["ResourceId"], target["ScalableDimension"]))
+
+
+# --- inference components ---------------------------------------------------------------------------------------------
+
+
+def components_of(project: Project, name: str) -> list[str]:
+    """Names of an endpoint's inference components."""
+    reply = project.aws.call("sagemaker", "ListInferenceComponents", EndpointNameEquals=name, MaxResults=100)
+    return [item["InferenceComponentName"] for item in reply["InferenceComponents"]]
+
+
+def place_components(project: Project, name: str) -> None:
+    """Create, update and delete inference components until they are what the configuration says.
+
+    Raises:
+        JobFailed: one of them did not start; the others are what they should be.
+        TimedOut: one is still starting after a long time.
+    """
+    context = project.context()
+    models = {item.name: project.served_model(context, item.model) for item in project.config.endpoint.components}
+    wanted = component_calls(project.config, context, models)
+    names = [call.request["InferenceComponentName"] for call in wanted]
+    for other in components_of(project, name):
+        if other not in names:
+            remove_component(project, other)
+    for call in wanted:
+        _place(project, call)
+    for component in names:
+        _wait(project, component)
+
+
+def _place(project: Project, call: ApiCall) -> None:
+    request = call.request
+    there = project.describe_or_none("InferenceComponent", request["InferenceComponentName"])
+    if there is None:
+        project.send([call])
+        logger.info("-> create InferenceComponent %s", request["InferenceComponentName"])
+        return
+    members = request["Specification"]
+    changed = any(there["Specification"].get(member) != value for member, value in members.items())
+    if not changed and _has_copies(project, there, request):
+        return
+    update = {key: request[key] for key in ("InferenceComponentName", "Specification", "RuntimeConfig")}
+    if not changed:
+        del update["Specification"]
+    project.send([ApiCall("sagemaker", "UpdateInferenceComponent", update)])
+    logger.info("-> update InferenceComponent %s", request["InferenceComponentName"])
+
+
+def _has_copies(project: Project, there: dict[str, Any], request: dict[str, Any]) -> bool:
+    """Whether the number of copies is right; where they scale, it is autoscaling's."""
+    name = request["InferenceComponentName"]
+    scales = any(item.scaling and name.endswith(f"-{item.name}") for item in project.config.endpoint.components)
+    return scales or there["RuntimeConfig"]["DesiredCopyCount"] == request["RuntimeConfig"]["CopyCount"]
+
+
+def _wait(project: Project, name: str) -> None:
+    deadline = time.monotonic() + COMPONENT_SECONDS
+    while True:
+        there = project.aws.call("sagemaker", "DescribeInferenceComponent", InferenceComponentName=name)
+        if there["InferenceComponentStatus"] == "InService":
+            logger.info("-> %s: %d copies", name, there["RuntimeConfig"]["CurrentCopyCount"])
+            return
+        if there["InferenceComponentStatus"] == "Failed":
+            raise JobFailed(f"inference component {name} failed: {there.get('FailureReason', 'no reason given')}")
+        if time.monotonic() > deadline:
+            raise TimedOut(f"inference component {name} is not in service after {COMPONENT_SECONDS:.0f} s; look again")
+        time.sleep(COMPONENT_POLL_SECONDS)
+
+
+def remove_component(project: Project, name: str) -> None:
+    """Delete an inference component and wait until it is gone.
+
+    Raises:
+        TimedOut: it is still there after a long time.
+    """
+    stop_scaling(project, name, [f"inference-component/{name}"])
+    project.send([ApiCall("sagemaker", "DeleteInferenceComponent", {"InferenceComponentName": name})])
+    deadline = time.monotonic() + COMPONENT_SECONDS
+    while project.describe_or_none("InferenceComponent", name):
+        if time.monotonic() > deadline:
+            raise TimedOut(f"inference component {name} is still being deleted after {COMPONENT_SECONDS:.0f} s")
+        time.sleep(COMPONENT_POLL_SECONDS)

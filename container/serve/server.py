@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import socket
 import sys
 import threading
@@ -100,6 +101,8 @@ def prepare_environment(plan: ServerPlan) -> None:
     """Settings that libraries read when they are imported, and that the user's own subprocesses inherit."""
     for name in THREAD_VARIABLES:
         os.environ.setdefault(name, str(plan.torch_threads))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection is an open file; 1024 are soon gone
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # the model directory is read-only
     sys.dont_write_bytecode = True
 

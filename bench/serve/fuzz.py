@@ -30,6 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for container.mo
 
 from running import RunningServer
 
+from container.serve.records import masked_crc
+
 CONNECTIONS = 4
 SHAPE = (1, 8, 8)
 ALLOWED = {200, 400, 406, 413, 415}
@@ -48,7 +50,7 @@ def seeds() -> dict[str, bytes]:
         "application/jsonlines": b"\n".join(json.dumps({"features": row}).encode() for row in rows),
         "application/x-npy": npy(pixels),
         "application/x-recordio-protobuf": recordio(rows[0]),
-        "application/x-tfrecord": struct.pack("<QI", 20, 0) + bytes(20) + bytes(4),
+        "application/x-tfrecord": tfrecord(rows[0]),
         "image/png": picture("PNG"),
         "image/jpeg": picture("JPEG"),
         "image/webp": picture("WEBP"),
@@ -76,6 +78,21 @@ def recordio(values: list[int]) -> bytes:
     entry = _field(1, b"values") + _field(2, _field(2, tensor))
     record = _field(1, entry)
     return struct.pack("<II", 0xCED7230A, len(record)) + record + bytes(-len(record) % 4)
+
+
+def tfrecord(values: list[int]) -> bytes:
+    """One tf.train.Example: the feature "values", a float list."""
+    feature = _field(2, _field(1, np.array(values, "<f4").tobytes()))
+    example = _field(1, _field(1, _field(1, b"values") + _field(2, feature)))
+    length = struct.pack("<Q", len(example))
+    return length + struct.pack("<I", masked_crc(length)) + example + struct.pack("<I", masked_crc(example))
+
+
+def mutated_tfrecord(body: bytes, source: random.Random) -> bytes:
+    """Other data under right checksums."""
+    data = mutated(body[12:-4], source)
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc(length)) + data + struct.pack("<I", masked_crc(data))
 
 
 def _field(number: int, value: bytes) -> bytes:
@@ -156,6 +173,7 @@ MUTATORS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "application/jsonlines": mutated_text,
     "text/csv": mutated_text,
     "application/x-npy": mutated_npy,
+    "application/x-tfrecord": mutated_tfrecord,
     "image/png": mutated_png,
     "image/jpeg": mutated_jpeg,
 }

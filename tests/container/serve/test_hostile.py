@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import random
 import socket
 
@@ -95,31 +94,10 @@ def test_records_that_are_wrapped_a_thousand_times_are_read_or_refused(door):
     assert (answer.status, b"expected pixel values" in answer.body) == (400, True)
 
 
-MALFORMED = [
-    b"GET\r\n\r\n",
-    b"\x00\x01\x02\x03\r\n\r\n",
-    b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-    b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n",
-    b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
-    b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    b"POST /invocations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-    b"POST /invocations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-    b"GET /ping HTTP/9.9\r\n\r\n",
-    b"GET /ping HTTP/1.1\r\nBad Header: x\r\n\r\n",
-]
-
-
-def test_malformed_http_is_refused_and_hurts_nobody_else(start_server, user_model):
+def test_connections_that_never_finish_their_request_hurt_nobody_else(start_server, user_model):
     model = user_model("def predict_fn(data, model): return data")
     server = start_server(model, SAGEMAKER_MODEL_SERVER_WORKERS="1").wait_ready()
     workers = server.workers()
-    for request in [*MALFORMED, *(os.urandom(200) for _ in range(20))]:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
-            client.sendall(request)
-            client.shutdown(socket.SHUT_WR)
-            answer = b"".join(iter(lambda client=client: client.recv(65536), b""))
-            assert not answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 5")), (request, answer)
-            assert answer.count(b"HTTP/1.1") <= 1, (request, answer)
     idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(200)]
     for client in idle:
         client.sendall(b"POST /invocations HTTP/1.1\r\nContent-")

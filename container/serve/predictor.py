@@ -17,7 +17,7 @@ from container import contract
 from container.serve import codec, tracing
 from container.serve.array_model import ArrayModel
 from container.serve.call import Call
-from container.serve.exchange import HandlerFailed, Request, Response, ServeError
+from container.serve.exchange import HandlerFailed, NotFound, Request, Response, ServeError
 from container.serve.handlers import Context, HandlerError, UserFunctions, find_program, load_functions
 from container.serve.interface import Interface
 from container.serve.lines import NO_RECORDS
@@ -128,6 +128,8 @@ class Predictor:
             return [NO_RECORDS]
         if functions.predict_fn:
             return [functions.predict_fn(call.data, self.model, call.context)]
+        if self.converses and self.model is None:
+            raise NotFound(f"this model takes bidirectional streams alone, at {contract.BIDIRECTIONAL_STREAM_PATH}")
         return self.defaults.predict([call.data for call in calls])
 
     def encode(self, prediction: Any, call: Call) -> Response:

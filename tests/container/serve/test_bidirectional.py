@@ -240,6 +240,8 @@ def test_while_the_model_loads_a_websocket_is_503_and_a_function_that_yields_not
         pass
     assert raised.value.response.status_code == 503
     server.wait_ready()
+    answer = server.request("POST", "/invocations", b"[1]", {"Content-Type": "application/json"})
+    assert (answer.status, b"bidirectional streams alone" in answer.body) == (404, True)
     with open_socket(server) as client, pytest.raises(ConnectionClosed) as raised:
         client.recv(20)
     assert raised.value.rcvd.reason == "bidirectional_stream_fn returned str; it must yield its answers"

@@ -43,8 +43,8 @@ class Checkpoints:
         """
         if self.directory is None:
             return
+        self.wait()  # first: else there would be two copies for a while
         copied = copy_to_host(state)
-        self.wait()
         require_free_space(self.directory, state_bytes(copied), "a checkpoint")
         self._writing = self._writer.submit(self._write, step, copied, kind)
 

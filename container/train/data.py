@@ -25,6 +25,7 @@ MEMORY_BYTES = 512 * 1024**2  # decoded images up to this are kept by every rank
 SAMPLE = 500  # images looked at to decide size, channels and normalisation
 TINY_PIXELS = 64  # below, the small network, and no mirroring: a mirrored digit is another sign
 LARGEST_NATIVE_PIXELS = 256
+SIZE_STEP = 16  # networks halve an image several times
 DEFAULT_PIXELS = 224  # what torchvision's classifiers were designed for
 
 Result = TypeVar("Result")
@@ -75,7 +76,7 @@ def describe_images(folder: ImageFolder, classes: Sequence[str], architecture: s
     if image_size:
         height = width = image_size
     elif len(sizes) > 1 or max(height, width) > LARGEST_NATIVE_PIXELS:
-        height = width = DEFAULT_PIXELS
+        height = width = usual_pixels([max(extent[1:]) for extent in extents])
     decoded = [_read(path, lambda encoded: decode_image(encoded, channels)) for path in paths]
     pixels = torch.stack([resize_image(image, height, width) for image in decoded])
     scaled = pixels.double() / 255
@@ -88,6 +89,12 @@ def describe_images(folder: ImageFolder, classes: Sequence[str], architecture: s
         mean=tuple(round(value, 6) for value in scaled.mean((0, 2, 3)).tolist()),
         std=tuple(round(max(value, 1e-3), 6) for value in scaled.std((0, 2, 3)).tolist()),
     )
+
+
+def usual_pixels(longer_sides: list[int]) -> int:
+    """Height and width for images that differ in size: near their median, and at most what classifiers are used to."""
+    median = sorted(longer_sides)[len(longer_sides) // 2]
+    return min(DEFAULT_PIXELS, math.ceil(median / SIZE_STEP) * SIZE_STEP)
 
 
 def _read(path: Path, read: Callable[[bytes], Result]) -> Result:

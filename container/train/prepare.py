@@ -14,6 +14,7 @@ from torch import nn
 from container.model import ModelSignature, build_network
 from container.train import fsdp
 from container.train.average import MovingAverage
+from container.train.backend import process_group_backend
 from container.train.checkpoint import Checkpoints
 from container.train.data import DataError, ImageData, ImageFolder, describe_images, scan_folder
 from container.train.environment import TrainingEnvironment, usable_cores
@@ -49,7 +50,7 @@ def join_process_group() -> Process:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if world_size > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group(process_group_backend(device.type == "cuda"))
     return Process(int(os.environ["RANK"]), world_size, device)
 
 
@@ -166,12 +167,11 @@ def compile_network(network: nn.Module, process: Process) -> None:
 
 
 def missing_for_compile(device_type: str) -> str | None:
-    """What torch.compile generates code for, and this machine has not: Triton builds C against Python's headers."""
-    if device_type != "cuda":
-        found = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
-        return None if found else "a C++ compiler (g++)"
-    if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
-        return "a C compiler (gcc and libc6-dev)"
+    """What torch.compile needs, and this machine has not: Triton builds C, Inductor on CPUs C++, both for Python."""
+    name, package = ("CC", "gcc") if device_type == "cuda" else ("CXX", "g++")
+    compilers = {"CC": ("cc", "gcc", "clang"), "CXX": ("c++", "g++", "clang++")}[name]
+    if not any(shutil.which(compiler) for compiler in (os.environ.get(name, package), *compilers)):
+        return f"a compiler ({package} and libc6-dev)"
     return None if (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file() else "Python's headers (python3-dev)"
 
 

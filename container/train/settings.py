@@ -121,7 +121,7 @@ class Settings:
     batch_size_per_rank: int = 0
     """In place of `batch_size`: the batch and the learning rate grow with the number of ranks."""
     image_size: int = 0
-    """Height and width; by default the images' own when they agree and are at most 256 pixels, else 224."""
+    """Height and width; by default the images' own when they agree and are at most 256, else near their median."""
     seed: int = 0
     ema_decay: float = 0.0
     """The model is a moving average of the weights; 0: the last weights themselves."""

@@ -71,9 +71,9 @@ class ShardedCheckpoints:
         """
         if self.directory is None:
             return
+        self.wait()  # first: else there would be two copies for a while
         weights, optimizer_state = get_state_dict(model, optimizer)
         copied = copy_to_host({"model": weights, "optimizer": optimizer_state, "extra": extra})
-        self.wait()
         require_free_space(self.directory, state_bytes(_local(copied)) * self._ranks_per_host, "a checkpoint")
         self._writing = self._writer.submit(self._write, step, copied)
 

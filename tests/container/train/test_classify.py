@@ -9,6 +9,8 @@ import tarfile
 import time
 
 import pytest
+import torch
+from torchvision.io import write_jpeg
 
 from container import contract
 from container.model import load_model
@@ -201,3 +203,36 @@ def test_fsdp_gives_the_weights_of_ddp_also_killed_and_resumed_on_another_number
         assert largest_difference(weights(ddp), weights(job)) < 1e-4
         steps = sorted(int(path.name[-9:]) for path in job.opt_ml().checkpoints.glob("sharded-*"))
         assert (len(steps), steps[-1]) == (2, 20)
+
+
+@pytest.fixture
+def textures(tmp_path):
+    """Coloured images of many sizes in classes of very different frequency: what no default was tuned on."""
+    generator = torch.Generator().manual_seed(5)
+
+    def image(name):
+        height, width = (int(torch.randint(20, 48, (1,), generator=generator)) for _ in range(2))
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        period = int(torch.randint(4, 8, (1,), generator=generator))
+        pattern = {"stripes": rows // period, "bars": columns // period, "checks": rows // period + columns // period}
+        dark, light = torch.randint(0, 110, (3, 1, 1), generator=generator), torch.randint(130, 220, (3, 1, 1))
+        noise = torch.randint(0, 36, (3, height, width), generator=generator)
+        return (torch.where(pattern[name] % 2 == 0, dark, light) + noise).to(torch.uint8)
+
+    for channel, counts in (("train", (70, 35, 20)), ("test", (20, 20, 20))):
+        for name, count in zip(("stripes", "bars", "checks"), counts, strict=True):
+            directory = tmp_path / channel / name
+            directory.mkdir(parents=True)
+            for number in range(count):
+                write_jpeg(image(name), str(directory / f"{number}.jpg"), quality=90)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_images_nobody_has_seen_are_learnt_without_a_hyperparameter(training_job, textures):
+    job = training_job(channels={"train": textures / "train", "test": textures / "test"})
+    job.start()
+    assert job.wait(400) == {"algo-1": 0}, job.log()
+    assert "convnet for 3 classes of 3x48x48, 125 images, batch 8 over 1 rank(s), 20 epochs of 15 steps" in job.log()
+    report = json.loads((job.opt_ml().output_data / "report.json").read_text())
+    assert report["test:macro_f1"] > 0.9, report["by_class"]

@@ -61,6 +61,23 @@ def test_photographs_of_many_sizes_become_224_pixels_in_three_channels(tmp_path)
     assert describe(scan_folder(tmp_path), "mobilenet_v3_small", 32).image_shape == (3, 32, 32)
 
 
+@pytest.mark.parametrize(
+    ("sides", "pixels"), [([20, 40, 33], 48), ([28, 31], 32), ([100, 90, 300], 112), ([500, 640], 224)]
+)
+def test_images_of_many_sizes_become_about_as_large_as_most_of_them(sides, pixels, tmp_path):
+    for number, side in enumerate(sides):
+        write(tmp_path / "x" / f"{number}.png", 3, side, side - 7)
+    assert describe(scan_folder(tmp_path)).image_shape == (3, pixels, pixels)
+
+
+def test_streaming_images_leaves_torchs_own_generator_alone(folder, monkeypatch):
+    """A resumed job makes one loader more than one that was left alone, and must draw the same numbers."""
+    monkeypatch.setattr(data, "MEMORY_BYTES", 0)
+    before = torch.get_rng_state()
+    assert len(list(ImageData(folder, describe(folder), 0).batches([torch.tensor([3, 9])]))) == 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_too_many_for_memory_are_decoded_per_batch_and_are_the_same(folder, monkeypatch, workers):
     indices = [torch.tensor([3, 9]), torch.tensor([0])]

@@ -284,6 +284,14 @@ class Endpoint:
                     variant.weight = float(item["DesiredWeight"])
         self._update(ProductionVariants=[variant_summary(variant) for variant in variants])
 
+    def capacity(self, variant_name: str) -> int | None:
+        """How many instances a variant should have; None while that cannot be changed, or there is no such variant."""
+        document = self._platform.store.find(ENDPOINT, self.name)
+        variant = self.deployment().find(variant_name) if self._routes else None
+        if variant is None or document is None or document["EndpointStatus"] != "InService":
+            return None
+        return variant.asked
+
     def scale(self, counts: Mapping[str, int]) -> None:
         """Change the number of instances of variants, in the background; the endpoint is `Updating` meanwhile."""
         self._update(EndpointStatus="Updating")

@@ -59,6 +59,23 @@ class Endpoints:
         for endpoint in self.all():
             endpoint.put_gauges()
 
+    # --- autoscaling ------------------------------------------------------------------------------------------------
+
+    def capacity(self, resource_id: str) -> int | None:
+        """How many instances `endpoint/NAME/variant/NAME` should have; None where that cannot be changed now."""
+        endpoint, variant_name = self._scaled(resource_id)
+        return endpoint.capacity(variant_name) if endpoint is not None else None
+
+    def set_capacity(self, resource_id: str, count: int) -> None:
+        """Give a variant so many instances, in the background."""
+        endpoint, variant_name = self._scaled(resource_id)
+        if endpoint is not None:
+            endpoint.scale({variant_name: count})
+
+    def _scaled(self, resource_id: str) -> tuple[Endpoint | None, str]:
+        _, name, *_, variant_name = resource_id.split("/")
+        return self.find(name), variant_name
+
     def delete(self, name: str) -> None:
         """End an endpoint in the background, then forget it."""
         threading.Thread(target=self._delete, args=(name,), name=f"delete {name}", daemon=True).start()

@@ -42,7 +42,7 @@ class Admin:
         self._platform = platform
         self._queue = queue
         self._endpoints = endpoints
-        self._faults = faults
+        self.faults = faults
         self._routes: dict[tuple[str, str], Callable[[list[str], Mapping[str, str], bytes], Any]] = {
             ("GET", "health"): self._health,
             ("GET", "overview"): self._overview,
@@ -135,5 +135,5 @@ class Admin:
             fault = json.loads(body)
         except ValueError as error:
             raise ValidationException(f"A fault is a JSON object: {error}") from error
-        self._faults.add(fault)
+        self.faults.add(fault)
         return {}

@@ -22,7 +22,7 @@ from werkzeug.http import HTTP_STATUS_CODES
 from launcher.local.admin import Admin
 from launcher.local.buckets import Buckets
 from launcher.local.errors import InternalFailure, ServiceError
-from launcher.local.faults import Faults
+from launcher.local.journal import Journal
 from launcher.local.page import PAGE
 from launcher.local.runtime_api import RuntimeApi, runtime_operation
 from launcher.local.sagemaker_api import TARGET_PREFIX, SageMakerApi
@@ -35,21 +35,32 @@ PRESIGNED_SCOPE = re.compile(r"X-Amz-Credential=[^&]+?%2F\d+%2F[^&]+?%2F([^&]+?)
 JSON_TYPE = "application/x-amz-json-1.1"
 READ_METHODS = ("GET", "HEAD", "OPTIONS")
 ADMIN_PREFIX = "/_local/"
+# S3's settings of buckets and objects: query words of requests that change no object's bytes
+SETTINGS = frozenset(
+    ("accelerate", "acl", "cors", "encryption", "lifecycle", "logging", "notification", "object-lock")
+    + ("ownershipControls", "policy", "publicAccessBlock", "replication", "tagging", "versioning", "website")
+)
 
 
 class Gateway:
     """The WSGI application of the server."""
 
     def __init__(
-        self, sagemaker: SageMakerApi, runtime: RuntimeApi, buckets: Buckets, admin: Admin, faults: Faults
+        self,
+        sagemaker: SageMakerApi,
+        runtime: RuntimeApi,
+        buckets: Buckets,
+        admin: Admin,
+        journal: Journal,
     ) -> None:
         self._sagemaker = sagemaker
         self._runtime = runtime
         self._buckets = buckets
         self._admin = admin
-        self._faults = faults
+        self._faults = admin.faults
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._moto_lock = threading.RLock()
+        self._journal = journal
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -66,7 +77,12 @@ class Gateway:
         if service == "s3":
             return self._answer_s3(environ, start_response)
         with self._moto_lock:
-            return list(self._moto(environ, start_response))
+            return self._journal.answer(self._moto, environ, service, start_response)
+
+    def restore(self) -> None:
+        """Bring moto's state back to what it was when an earlier server ended."""
+        with self._moto_lock:
+            self._journal.replay(self._moto, "127.0.0.1")
 
     # --- ours -------------------------------------------------------------------------------------------------------
 
@@ -123,10 +139,14 @@ class Gateway:
             return start_response(status, headers, *rest)
 
         with self._buckets.lock:
+            if SETTINGS.intersection(query):
+                return self._journal.answer(self._moto, environ, "s3", start_response)
             answer = list(self._moto(environ, keep_status))
             if statuses and statuses[0].startswith("2"):
                 is_part = "partNumber" in query or "uploads" in query
                 self._mirror(bucket, [key] if key and not is_part else deleted)
+                if not key and environ["REQUEST_METHOD"] == "DELETE":
+                    self._journal.forget_bucket(bucket)
         return answer
 
     def _mirror(self, bucket: str, keys: list[str]) -> None:

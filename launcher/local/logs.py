@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -84,21 +84,32 @@ class Logs:
                 lines += [f"{line[:23]} {stream.removeprefix(prefix)} {line[30:]}" for line in text]
         return sorted(lines, key=lambda line: line[:23])[-limit:]
 
+    def lines(self, group: str, below: str) -> Iterator[tuple[float, str]]:
+        """Epoch seconds and text of every line of the streams below a folder of streams, stream by stream."""
+        folder = self._directory / group.strip("/")
+        for path in sorted((folder / below).rglob("*" + SUFFIX)):
+            yield from _dated_lines(path)
+
     def restore(self) -> None:
         """Fill CloudWatch Logs from the files of an earlier server."""
         for path in sorted(self._directory.rglob("*" + SUFFIX)):
             relative = path.relative_to(self._directory)
             group, name = _group_and_stream(relative)
             self._ensure(group, name)
-            for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-                stamp, _, message = line.partition(" ")
-                with contextlib.suppress(ValueError):  # the last line of a server that was killed may be cut
-                    self.put(group, name, datetime.fromisoformat(stamp).timestamp(), message)
+            for seconds, message in _dated_lines(path):
+                self.put(group, name, seconds, message)
 
     def _ensure(self, group: str, name: str) -> None:
         with self.lock:
             self._backend.ensure_log_group(group)
             self._backend.ensure_log_stream(group, name)
+
+
+def _dated_lines(path: Path) -> Iterator[tuple[float, str]]:
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        stamp, _, message = line.partition(" ")
+        with contextlib.suppress(ValueError):  # the last line of a server that was killed may be cut
+            yield datetime.fromisoformat(stamp).timestamp(), message
 
 
 def _group_and_stream(relative: Path) -> tuple[str, str]:

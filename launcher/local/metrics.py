@@ -25,12 +25,13 @@ class MetricScanner:
         self._job_name = job_name
         self._cloudwatch = get_backend("cloudwatch")[ACCOUNT][region]
 
-    def scan(self, line: str) -> None:
+    def scan(self, line: str, seconds: float | None = None) -> None:
+        """Keep what a line says; it was printed now, or at `seconds` of the epoch."""
         for name, pattern in self._patterns:
             match = pattern.search(line)
             value = _number(match.group(1)) if match and pattern.groups else None
             if value is not None:
-                self._keep(name, value)
+                self._keep(name, value, time.time() if seconds is None else seconds)
 
     def final(self) -> list[dict[str, Any]]:
         """FinalMetricDataList."""
@@ -40,8 +41,7 @@ class MetricScanner:
                 for name, (value, seconds) in self._final.items()
             ]
 
-    def _keep(self, name: str, value: float) -> None:
-        now = time.time()
+    def _keep(self, name: str, value: float, now: float) -> None:
         with self._lock:
             self._final[name] = (value, now)
             datum = {

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from launcher.local.admin import Admin
 from launcher.local.alarms import Alarms
+from launcher.local.autoscaling import Autoscaler, teach_moto
 from launcher.local.buckets import Buckets
 from launcher.local.client import ALIVE, AWS_CONFIG, DEFAULT_REGION, RUNTIME_VARIABLE, LocalServer
 from launcher.local.clock import SPEED_VARIABLE, Heartbeat, read_speed
@@ -25,7 +26,9 @@ from launcher.local.endpoints import Endpoints
 from launcher.local.faults import Faults
 from launcher.local.gateway import Gateway
 from launcher.local.http_server import bind, create_http_server
-from launcher.local.logs import Logs
+from launcher.local.journal import Journal
+from launcher.local.logs import TRAINING_GROUP, Logs
+from launcher.local.metrics import MetricScanner
 from launcher.local.platform import JobQueue, Platform
 from launcher.local.runtime_api import RuntimeApi
 from launcher.local.sagemaker_api import SageMakerApi
@@ -38,6 +41,7 @@ DEFAULT_CONCURRENCY = 2
 INSTANCES_VARIABLE = "SLIPWAY_LOCAL_INSTANCES"  # how many instances of one variant run at most
 DEFAULT_INSTANCES = 4
 HOME_WATCH_SECONDS = 2.0
+RESTORED_JOBS = 100  # whose metrics are looked for in their logs when the server starts
 DIED_REASON = "InternalServerError: the local SageMaker died while this job was running. Start the job again."
 
 
@@ -134,22 +138,26 @@ class LocalSageMaker:
         self._queue = JobQueue(limits.jobs)
         services = Services(EndpointMetrics(region, limits.speed), Alarms(region, limits.speed), limits.speed)
         self._endpoints = Endpoints(self.platform, services)
-        self._heartbeat = Heartbeat(limits.speed, [self._endpoints.put_gauges, services.alarms.evaluate])
-        faults = Faults()
-        gateway = Gateway(
+        teach_moto()
+        autoscaler = Autoscaler(region, limits.speed, services.alarms, self._endpoints)
+        beats = [self._endpoints.put_gauges, services.alarms.evaluate, autoscaler.act]
+        self._heartbeat = Heartbeat(limits.speed, beats)
+        self._gateway = Gateway(
             SageMakerApi(self.platform, self._queue, self._endpoints, services.alarms),
             RuntimeApi(self._endpoints, self.platform.buckets),
             self.platform.buckets,
-            Admin(self.local, self.platform, self._queue, self._endpoints, faults),
-            faults,
+            Admin(self.local, self.platform, self._queue, self._endpoints, Faults()),
+            Journal(home / "moto.jsonl"),
         )
-        self._server = create_http_server(gateway, listeners)
+        self._server = create_http_server(self._gateway, listeners)
 
     def start(self) -> None:
         """Bring back what an earlier server left, then listen."""
         self.platform.runtime.remove_leftovers()
         self.platform.buckets.restore()
         self.platform.logs.restore()
+        self._gateway.restore()
+        restore_metrics(self.platform)
         self._fail_orphans()
         self._endpoints.start()
         threading.Thread(target=self._server.run, name="http", daemon=True).start()
@@ -192,6 +200,15 @@ class LocalSageMaker:
                     else:
                         members[kind.resource.removesuffix("Job") + "EndTime"] = now
                     self.platform.store.update(kind, document[kind.name], **members)
+
+
+def restore_metrics(platform: Platform) -> None:
+    """Find the newest training jobs' metrics in their logs again, as CloudWatch had them."""
+    for document in platform.store.all(TRAINING_JOB)[-RESTORED_JOBS:]:
+        definitions = document["AlgorithmSpecification"].get("MetricDefinitions", [])
+        scanner = MetricScanner(definitions, document["TrainingJobName"], platform.region)
+        for seconds, line in platform.logs.lines(TRAINING_GROUP, document["TrainingJobName"]):
+            scanner.scan(line, seconds)
 
 
 def container_environment(server: LocalServer) -> dict[str, str]:

@@ -235,21 +235,10 @@ def test_a_training_job_that_cannot_run_is_refused(aws, training_request, member
 def test_channels_that_the_local_sagemaker_lacks_are_refused(aws, training_request, channel):
     aws.put("lacking/a")
     uri = "s3://test-bucket/lacking/"
-    with pytest.raises(ClientError, match="has S3Prefix and ManifestFile, not AugmentedManifestFile"):
-        aws.train(training_request(InputDataConfig=[channel(uri, kind="AugmentedManifestFile", InputMode="Pipe")]))
     with pytest.raises(ClientError, match="Channel train: Gzip is for Pipe mode only"):
         aws.train(training_request(InputDataConfig=[channel(uri, CompressionType="Gzip")]))
     with pytest.raises(ClientError, match="No S3 objects found under S3 URL"):
         aws.train(training_request(InputDataConfig=[channel("s3://test-bucket/none/")]))
-    system = {
-        "FileSystemId": "fs-12345678901",
-        "FileSystemAccessMode": "ro",
-        "FileSystemType": "EFS",
-        "DirectoryPath": "/x",
-    }
-    file_system = {"ChannelName": "train", "DataSource": {"FileSystemDataSource": system}}
-    with pytest.raises(ClientError, match="Channel train: the local SageMaker reads S3DataSource only"):
-        aws.train(training_request(InputDataConfig=[file_system]))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from container.serve.exchange import BadRequest, BodyTooLarge, UnsupportedMediaT
 
 FUZZ = Path(__file__).parents[3] / "bench" / "serve" / "fuzz.py"
 CLIENT_ERRORS = (BadRequest, BodyTooLarge, UnsupportedMediaType)
-QUICK = settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=80, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 extents = st.integers(-3, 4) | st.sampled_from([2**31, 2**63, 2**70, True])
 words = st.sampled_from(

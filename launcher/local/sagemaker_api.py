@@ -15,6 +15,7 @@ from launcher.local.checks import (
     check_training_job,
     check_transform_job,
 )
+from launcher.local.component_api import ComponentApi
 from launcher.local.endpoint_api import EndpointApi
 from launcher.local.endpoints import Endpoints
 from launcher.local.errors import (
@@ -27,6 +28,7 @@ from launcher.local.errors import (
 from launcher.local.platform import JobQueue, Platform
 from launcher.local.processing import ProcessingJob
 from launcher.local.resources import Resources
+from launcher.local.search import search
 from launcher.local.service_model import serialize, service_model, validate_request
 from launcher.local.store import (
     JOBS,
@@ -63,6 +65,8 @@ class SageMakerApi:
             "AddTags": self._add_tags,
             "ListTags": self._list_tags,
             "DeleteTags": self._delete_tags,
+            "Search": self._search,
+            **ComponentApi(platform, self._resources, endpoints).operations(),
             **EndpointApi(platform, self._resources, endpoints, alarms).operations(),
         }
         for kind in KINDS:
@@ -147,12 +151,16 @@ class SageMakerApi:
             found.sort(key=lambda document: document[kind.status])
         if request.get("SortOrder", "Descending") == "Descending":
             found.reverse()
-        start = decode_token(request.get("NextToken"))
-        end = start + request.get("MaxResults", DEFAULT_PAGE)
-        answer: Document = {kind.list_member: found[start:end]}
-        if end < len(found):
-            answer["NextToken"] = base64.b64encode(str(end).encode()).decode()
-        return answer
+        return page(kind.list_member, found, request)
+
+    def _search(self, request: Document) -> Document:
+        if request["Resource"] != TRAINING_JOB.resource:
+            raise ValidationException(f"The local SageMaker searches TrainingJob only, not {request['Resource']}")
+        found = search(self._store.all(TRAINING_JOB), request)
+        total = {"Value": len(found), "Relation": "EqualTo"}
+        return page("Results", [{TRAINING_JOB.resource: document} for document in found], request) | {
+            "TotalHits": total
+        }
 
     # --- delete -----------------------------------------------------------------------------------------------------
 
@@ -202,12 +210,25 @@ def is_listed(kind: Kind, document: Mapping[str, Any], request: Mapping[str, Any
         return False
     if status and document[kind.status] != status:
         return False
+    for member in ("EndpointName", "VariantName"):
+        if request.get(f"{member}Equals", document.get(member)) != document.get(member):
+            return False
     for member, time_member in SORT_MEMBERS.items():
         if document[time_member] < request.get(f"{member}After", float("-inf")):
             return False
         if document[time_member] > request.get(f"{member}Before", float("inf")):
             return False
     return True
+
+
+def page(member: str, found: list[Document], request: Mapping[str, Any]) -> Document:
+    """The part of what was found that a request asks for, and a token for the next."""
+    start = decode_token(request.get("NextToken"))
+    end = start + request.get("MaxResults", DEFAULT_PAGE)
+    answer: Document = {member: found[start:end]}
+    if end < len(found):
+        answer["NextToken"] = base64.b64encode(str(end).encode()).decode()
+    return answer
 
 
 def decode_token(token: str | None) -> int:

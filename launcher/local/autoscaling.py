@@ -226,4 +226,4 @@ def teach_moto() -> None:
         return
     extended = Enum("ScalableDimensionValueSet", {**known, **missing})  # type: ignore[misc]
     for module in (moto.applicationautoscaling.models, moto.applicationautoscaling.responses):
-        module.ScalableDimensionValueSet = extended
+        vars(module)["ScalableDimensionValueSet"] = extended

@@ -276,10 +276,10 @@ def check_endpoint_config(platform: Platform, request: Mapping[str, Any]) -> Non
     if len(set(names)) != len(names):
         raise ValidationException(f"Production variant names must be unique: {', '.join(names)}")
     for variant in variants:
-        if "ModelName" not in variant:
+        if "ModelName" not in variant and ("ExecutionRoleArn" not in request or "ServerlessConfig" in variant):
             raise ValidationException(
-                f"Production variant {variant['VariantName']}: the local SageMaker needs ModelName; "
-                "it has no inference components"
+                f"Production variant {variant['VariantName']} has no ModelName: it hosts inference components, and "
+                "needs InstanceType and the configuration's ExecutionRoleArn"
             )
         if "ServerlessConfig" in variant:
             _check_serverless(platform, request, variant)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from launcher.local.alarms import Alarms
 from launcher.local.async_inference import AsyncQueue, QueueHost
+from launcher.local.component import Component
 from launcher.local.deployment import Deployment, deployed_members
 from launcher.local.endpoint_metrics import EndpointMetrics
 from launcher.local.errors import JobFailed, RuntimeValidationError
@@ -75,6 +76,7 @@ class Endpoint:
         self.queue: AsyncQueue | None = None  # of an asynchronous endpoint; it outlives an update
         self._lock = threading.Lock()  # of the routes, so that a request's instance is taken from what they say
         self._routes: list[tuple[float, Deployment]] = []
+        self.components: dict[str, Component] = {}
         self._deleted = threading.Event()
         self._deploying = threading.Thread()
         threading.Thread(target=self._watch, name=f"watch {name}", daemon=True).start()
@@ -236,6 +238,12 @@ class Endpoint:
         parts = until_the_end(reply.parts, lambda: served.release(instance))
         return replace(reply, parts=parts), served.name
 
+    def place(self, document: Document) -> None:
+        """Start an inference component, in the background."""
+        component = Component(self._platform, self._services.metrics, document)
+        self.components[component.component] = component
+        component.change(None, document["RuntimeConfig"]["DesiredCopyCount"])
+
     def _invoke_queued(self, invocation: Invocation) -> Reply:
         return self._invoke(invocation, None)[0]
 
@@ -243,7 +251,16 @@ class Endpoint:
         """Choose what answers and take it, in one step: an update that moves the traffic waits for what was taken."""
         with self._lock:
             deployment = self._choose(invocation, target_variant)
+            if invocation.component:
+                component = self._component(invocation.component)
+                return deployment, component, component.acquire(invocation)
             return deployment, *deployment.take(invocation, target_variant)
+
+    def _component(self, name: str) -> Component:
+        component = self.components.get(name)
+        if component is None:
+            raise RuntimeValidationError(f"Inference Component {name} not found on endpoint {self.name}.")
+        return component
 
     def _choose(self, invocation: Invocation, target_variant: str | None) -> Deployment:
         if not self._routes:
@@ -320,6 +337,8 @@ class Endpoint:
                     dimensions = variant.fleet.plan.source.dimensions()[0]
                     concurrent = variant.fleet.in_flight / variant.fleet.size
                     self._services.metrics.put(dimensions, [("ConcurrentRequestsPerModel", concurrent, "Count")])
+        for component in list(self.components.values()):
+            component.put_gauges()
         if self.queue is not None and self._routes:
             self.queue.put_gauges()
 
@@ -327,6 +346,8 @@ class Endpoint:
         while not self._deleted.wait(WATCH_SECONDS):
             for _, deployment in self._routes:
                 deployment.watch(self._deleted.is_set)
+            for component in list(self.components.values()):
+                component.watch(self._deleted.is_set)
 
     def stop(self, fail_queued: bool) -> None:
         """End every variant; a deployment under way is cancelled.
@@ -343,6 +364,8 @@ class Endpoint:
             routes, self._routes = self._routes, []
         for _, deployment in routes:
             deployment.stop()
+        for component in self.components.values():
+            component.stop()
         if self.queue is not None:
             self.queue.join()
 

@@ -10,7 +10,7 @@ from launcher.local.errors import ValidationException
 from launcher.local.platform import Platform
 from launcher.local.resources import Resources
 from launcher.local.rollout import RolloutPlan, rollout_plan
-from launcher.local.store import ENDPOINT, ENDPOINT_CONFIG, MODEL, Document
+from launcher.local.store import ENDPOINT, ENDPOINT_CONFIG, INFERENCE_COMPONENT, MODEL, Document
 
 
 class EndpointApi:
@@ -103,6 +103,15 @@ class EndpointApi:
         document = self._resources.existing(ENDPOINT, request["EndpointName"])
         if document["EndpointStatus"] == "Deleting":
             raise ValidationException(f'Cannot update in-progress endpoint "{document["EndpointArn"]}".')
+        hosted = [
+            item["InferenceComponentName"]
+            for item in self._platform.store.all(INFERENCE_COMPONENT)
+            if item["EndpointName"] == request["EndpointName"]
+        ]
+        if hosted:
+            raise ValidationException(
+                f"Endpoint {request['EndpointName']} hosts inference components; delete them first: {', '.join(hosted)}"
+            )
         self._platform.store.update(ENDPOINT, request["EndpointName"], EndpointStatus="Deleting")
         self._endpoints.delete(request["EndpointName"])
         return {}

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from launcher.local.endpoint import RETAINED, Endpoint, Services, Update
 from launcher.local.platform import Platform
-from launcher.local.store import ENDPOINT, Document
+from launcher.local.store import ENDPOINT, INFERENCE_COMPONENT, Document
 
 INTERRUPTED = "The local SageMaker ended while the endpoint was updated to {}; it serves {} again."
 
@@ -38,6 +38,13 @@ class Endpoints:
         members = {"PendingDeploymentSummary": None} if "PendingDeploymentSummary" in document else {}
         self._platform.store.update(ENDPOINT, name, EndpointStatus="Creating", **members)
         self.deploy(name, config, Update(retained=RETAINED, note=note))
+        for component in self._platform.store.all(INFERENCE_COMPONENT):
+            if component["EndpointName"] != name:
+                continue
+            if component["InferenceComponentStatus"] == "Deleting":
+                self._platform.store.delete(INFERENCE_COMPONENT, component["InferenceComponentName"])
+            else:
+                self.place(component["InferenceComponentName"])
 
     def deploy(self, name: str, config_name: str, update: Update) -> None:
         with self._lock:
@@ -45,6 +52,38 @@ class Endpoints:
             if endpoint is None:
                 endpoint = self._endpoints[name] = Endpoint(self._platform, self._services, name)
         endpoint.deploy(config_name, update)
+
+    # --- inference components ---------------------------------------------------------------------------------------
+
+    def place(self, component: str) -> None:
+        """Start an inference component of the store on its endpoint, in the background."""
+        document = self._platform.store.find(INFERENCE_COMPONENT, component) or {}
+        endpoint = self.find(document["EndpointName"])
+        if endpoint is not None:
+            endpoint.place(document)
+
+    def change_component(self, document: Document, specification: Document | None, copies: int) -> None:
+        """Give a component so many copies, and perhaps another specification, in the background."""
+        name, counts = document["InferenceComponentName"], {**document["RuntimeConfig"], "DesiredCopyCount": copies}
+        members = {"InferenceComponentStatus": "Updating", "RuntimeConfig": counts}
+        self._platform.store.update(INFERENCE_COMPONENT, name, **members)
+        endpoint = self.find(document["EndpointName"])
+        if endpoint is not None:
+            endpoint.components[name].change(specification, copies)
+
+    def remove_component(self, name: str) -> None:
+        """End a component in the background, then forget it."""
+        threading.Thread(target=self._remove_component, args=(name,), daemon=True).start()
+
+    def _remove_component(self, name: str) -> None:
+        document = self._platform.store.find(INFERENCE_COMPONENT, name) or {}
+        endpoint = self.find(document["EndpointName"])
+        component = endpoint.components.pop(name, None) if endpoint is not None else None
+        if component is not None:
+            component.stop(drain=True)
+        self._platform.store.delete(INFERENCE_COMPONENT, name)
+
+    # --- what there is ----------------------------------------------------------------------------------------------
 
     def find(self, name: str) -> Endpoint | None:
         with self._lock:
@@ -62,12 +101,22 @@ class Endpoints:
     # --- autoscaling ------------------------------------------------------------------------------------------------
 
     def capacity(self, resource_id: str) -> int | None:
-        """How many instances `endpoint/NAME/variant/NAME` should have; None where that cannot be changed now."""
+        """How many instances or copies a scalable target should have; None where that cannot be changed now."""
+        kind, _, name = resource_id.partition("/")
+        if kind == "inference-component":
+            document = self._platform.store.find(INFERENCE_COMPONENT, name) or {}
+            is_at_rest = document.get("InferenceComponentStatus") == "InService"
+            return int(document["RuntimeConfig"]["DesiredCopyCount"]) if is_at_rest else None
         endpoint, variant_name = self._scaled(resource_id)
         return endpoint.capacity(variant_name) if endpoint is not None else None
 
     def set_capacity(self, resource_id: str, count: int) -> None:
-        """Give a variant so many instances, in the background."""
+        """Give a variant so many instances, or a component so many copies, in the background."""
+        kind, _, name = resource_id.partition("/")
+        document = self._platform.store.find(INFERENCE_COMPONENT, name) if kind == "inference-component" else None
+        if document is not None:
+            self.change_component(document, None, count)
+            return
         endpoint, variant_name = self._scaled(resource_id)
         if endpoint is not None:
             endpoint.scale({variant_name: count})

@@ -43,8 +43,15 @@ PROCESSING_JOB = Kind(
 MODEL = Kind("Model", "model", "Models", words="model")
 ENDPOINT_CONFIG = Kind("EndpointConfig", "endpoint-config", "EndpointConfigs", words="endpoint configuration")
 ENDPOINT = Kind("Endpoint", "endpoint", "Endpoints", "EndpointStatus", "endpoint")
+INFERENCE_COMPONENT = Kind(
+    "InferenceComponent",
+    "inference-component",
+    "InferenceComponents",
+    "InferenceComponentStatus",
+    "inference component",
+)
 JOBS = (TRAINING_JOB, TRANSFORM_JOB, PROCESSING_JOB)
-KINDS = (*JOBS, MODEL, ENDPOINT_CONFIG, ENDPOINT)
+KINDS = (*JOBS, MODEL, ENDPOINT_CONFIG, ENDPOINT, INFERENCE_COMPONENT)
 
 
 class Store:

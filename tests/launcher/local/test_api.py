@@ -268,7 +268,7 @@ def test_an_endpoint_configuration_needs_distinct_variants_with_models(aws, mode
         ([{**variant, "ModelName": "none"}], "Could not find model"),
         (
             [{"VariantName": "A", "InstanceType": "ml.m5.large"}],
-            "Production variant A: the local SageMaker needs ModelName",
+            "Production variant A has no ModelName: it hosts inference components",
         ),
     ):
         with pytest.raises(ClientError, match=message):

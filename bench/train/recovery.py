@@ -1,0 +1,163 @@
+"""What a job loses when it is stopped or killed, and what being safe costs."""
+
+import hashlib
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jobs import TRAIN, alternate, job_environ, job_tree, rank_command, wait_for, write_images
+
+from container.contract import OptMl
+
+KILLS = 20
+MEGABYTES = 200
+STATE_SCRIPT = f"""
+import time
+import torch
+from container.train import Checkpoints, GracefulStop, training_environment
+
+state = {{"model": {{f"layer.{{number}}": torch.rand(1_000_000) for number in range({MEGABYTES // 4})}}}}
+checkpoints = Checkpoints(training_environment().checkpoint_dir)
+with GracefulStop() as stop:
+    print("training", flush=True)
+    step = 0
+    while not stop.agreed():
+        step += 1
+        time.sleep(0.05)
+checkpoints.save(step, state)
+checkpoints.wait()
+"""
+STUBBORN_SCRIPT = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("training", flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+def checkpoint(base: Path) -> None:
+    """How long a save of 200 MB of weights keeps the loop from going on, against a durable torch.save in place."""
+    import torch
+
+    from container.train.checkpoint import Checkpoints
+
+    torch.set_num_threads(1)
+    state = {"model": {f"layer.{number}": torch.rand(1_000_000) for number in range(MEGABYTES // 4)}}
+    directory = base / "checkpoints"
+    directory.mkdir()
+    checkpoints, step = Checkpoints(directory), 0
+
+    def ours() -> float:
+        nonlocal step
+        step += 1
+        checkpoints.wait()
+        began = time.monotonic()
+        checkpoints.save(step, state)
+        stalled = time.monotonic() - began
+        checkpoints.wait()
+        return stalled
+
+    def synchronous() -> float:
+        began = time.monotonic()
+        with (base / "plain.pt").open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        return time.monotonic() - began
+
+    stalled, plain = alternate(ours, synchronous)
+    print(f"checkpoint of {MEGABYTES} MB: torch.save {plain:.2f} s, ours stalls the loop {stalled:.2f} s:", end=" ")
+    print(f"{stalled / plain:.2f}")
+
+
+def started(opt_ml: OptMl, script: str, log: Path) -> subprocess.Popen[bytes]:
+    (opt_ml.channel("code") / "train.py").write_text(script)
+    with log.open("wb") as output:
+        process = subprocess.Popen(TRAIN, env=job_environ(opt_ml), stdout=output, stderr=subprocess.STDOUT)
+    wait_for(lambda: b"training" in log.read_bytes(), 120, "the script's start")
+    return process
+
+
+def stop(base: Path) -> None:
+    """From SIGTERM to a checkpoint of 200 MB that is durable, and to the container's end."""
+    opt_ml = job_tree(base, "algo-1", ["algo-1"], {}, {"code": None})
+    process = started(opt_ml, STATE_SCRIPT, base / "log")
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    wait_for(lambda: any(opt_ml.checkpoints.glob("last-*.json")), 100, "the checkpoint")
+    durable = time.monotonic() - began
+    status = process.wait()
+    print(f"SIGTERM to a durable checkpoint of {MEGABYTES} MB: {durable:.2f} s,", end=" ")
+    print(f"to the container's end with {status}: {time.monotonic() - began:.2f} s of the 120 s that SageMaker gives")
+
+
+def deadline(base: Path) -> None:
+    """The real bound for a script that ignores SIGTERM: killed, told, and ended before SageMaker's own SIGKILL."""
+    opt_ml = job_tree(base, "algo-1", ["algo-1"], {}, {"code": None})
+    process = started(opt_ml, STUBBORN_SCRIPT, base / "log")
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    status = process.wait(120)
+    print(f"a script that ignores SIGTERM: ended with {status} after {time.monotonic() - began:.1f} s (bar: 120 s)")
+    print(f"  {opt_ml.failure.read_text()}")
+
+
+def kills(base: Path) -> None:
+    """A job killed at a random step and resumed, against one left alone: the weights, bit for bit."""
+    images = write_images(base / "images", 400, 16)
+    settings = {"epochs": 3, "batch_size": 20, "checkpoint_seconds": 0, "seed": 7}  # a checkpoint after every step
+    steps, chance = 60, random.Random(11)
+    context = multiprocessing.get_context("fork")  # children need not load torch again
+
+    def run(opt_ml: OptMl, kill_at: int | None) -> int:
+        _, environ = rank_command(opt_ml, opt_ml.base / "runtime")
+        child = context.Process(target=train_as_rank, args=(environ, kill_at))
+        child.start()
+        child.join(300)
+        assert child.exitcode is not None, "a job did not end"
+        return child.exitcode
+
+    def weights(opt_ml: OptMl) -> str:
+        return hashlib.sha256((opt_ml.model / "model.safetensors").read_bytes()).hexdigest()
+
+    import torch  # once, for all of them
+
+    torch.set_num_threads(1)
+    whole = job_tree(base / "whole", "algo-1", ["algo-1"], settings, {"train": images})
+    assert run(whole, None) == 0
+    equal, killed_at = 0, []
+    for number in range(KILLS):
+        opt_ml = job_tree(base / f"killed-{number}", "algo-1", ["algo-1"], settings, {"train": images})
+        killed_at.append(chance.randrange(2, steps))
+        assert run(opt_ml, killed_at[-1]) == -signal.SIGKILL
+        assert run(opt_ml, None) == 0
+        equal += weights(opt_ml) == weights(whole)
+    print(f"killed by SIGKILL at steps {sorted(killed_at)} of {steps} and resumed:", end=" ")
+    print(f"{equal} of {KILLS} models equal the uninterrupted one's bit for bit (bar: all)")
+    assert equal == KILLS
+
+
+def train_as_rank(environ: dict[str, str], kill_at: int | None) -> None:
+    """In a child: the built-in program; killed in the middle of a step, while a checkpoint may be under way."""
+    os.environ.clear()
+    os.environ.update(environ)
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+    from container.train import classify, health
+
+    steps, original = 0, health.Health.step
+
+    def step(self, waited_seconds=0.0):
+        nonlocal steps
+        steps += 1
+        if steps == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(self, waited_seconds)
+
+    health.Health.step = step
+    classify.main()

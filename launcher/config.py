@@ -656,10 +656,12 @@ class Network(Section):
 
 
 class Limits(Section):
-    """What a request may cost at most, in US dollars."""
+    """What a request may cost at most, in US dollars, and which tags it must carry."""
 
     max_job_cost: float | None = Field(default=None, gt=0)
     max_endpoint_cost_per_month: float | None = Field(default=None, gt=0)
+    required_tags: list[str] = []
+    """Keys that `tags` must have, such as a cost centre's."""
 
 
 class Config(Section):
@@ -679,3 +681,10 @@ class Config(Section):
     endpoint: Endpoint = Endpoint()
     network: Network = Network()
     limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _tags_are_there(self) -> "Config":
+        missing = [key for key in self.limits.required_tags if not self.tags.get(key)]
+        if missing:
+            raise ValueError(f"limits.required_tags asks for the tags {', '.join(missing)}; set them under tags")
+        return self

@@ -193,7 +193,7 @@ def _finding(item: Any, source: Source) -> str:
         return f"{prefix}unknown setting {key!r}{_nearest(parts)}"
     message = item["msg"].removeprefix("Value error, ")
     value = "" if isinstance(item["input"], Mapping | BaseModel) else f"={item['input']!r}"
-    return f"{prefix}{key}{value}: {message}"
+    return f"{prefix}{key}{value}: {message}" if key else f"{prefix}{message}"  # about the file as a whole
 
 
 def _known(parts: list[str], length: int, source: Source) -> bool:

@@ -1,8 +1,6 @@
 """The default steps of a model with a signature: images in, class probabilities out."""
 
-import time
-import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,9 @@ from container.serve import codec, lines
 from container.serve.call import Call
 from container.serve.exchange import BadRequest, BodyTooLarge, UnsupportedMediaType
 from container.serve.interface import Interface
+from container.serve.tuning import Network, fastest_form
 
 CONTENT_TYPES = (codec.IMAGE, "image/*", *codec.ARRAY_TYPES, *codec.RECORD_TYPES)
-WORTH_FREEZING = 0.95  # a frozen copy holds its weights a second time while both live: 5 % is the least it must gain
 
 
 class ImageClassifier:
@@ -30,17 +28,15 @@ class ImageClassifier:
         default_accept: str,
         placeholders: bool = False,
     ) -> None:
-        self.network = network
+        self.model = network
+        """As it was loaded: what the user's functions get."""
+        self.network: Network = network
         """[B, C, H, W] -> logits [B, num_classes]; on `device`, in eval mode."""
         self.signature = signature
         self.placeholders = placeholders
         """Whether a bad line of CSV or JSON Lines gets a placeholder instead of failing the whole request."""
         self.device = device
         self.default_accept = default_accept
-
-    @property
-    def model(self) -> torch.nn.Module:
-        return self.network
 
     def decode(self, call: Call) -> Any:
         """The request's images as the network's input, float32 [B, C, H, W] on the CPU.
@@ -170,43 +166,11 @@ class ImageClassifier:
         return codec.encode_npy(np.zeros(self.signature.image_shape, np.float32)), codec.NPY
 
     def tune(self) -> str:
-        """Serve a frozen copy of the network where it gives the same answers in less time."""
-        if self.device != "cpu":
-            return ""
+        """Serve the network in another form where that gives the same answers in less time."""
         shape = self.signature.image_shape
-        examples = [torch.rand(count, *shape) for count in (1, 3)]
-        eager = self.network
-        frozen = freeze(eager, examples[0])
-        if frozen is None:
-            return "the network stays as it is: it cannot be traced"
-        with torch.inference_mode():
-            same = all(torch.allclose(frozen(x), eager(x), rtol=1e-3, atol=1e-4) for x in examples)
-            before, after = fastest(eager, examples[0]), fastest(frozen, examples[0])
-        if not same or after > before * WORTH_FREEZING:
-            return f"the network stays as it is: frozen {after * 1e3:.1f} ms, eager {before * 1e3:.1f} ms, same={same}"
-        self.network = frozen
-        return f"the network is frozen: {after * 1e3:.1f} ms an image, eager {before * 1e3:.1f} ms"
-
-
-def freeze(network: torch.nn.Module, example: torch.Tensor) -> torch.nn.Module | None:
-    """The network traced, with its constants folded and in the CPU library's own layouts; None where that fails."""
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated; its successors were slower here, or wrong
-        try:
-            traced = torch.jit.trace(network, example)
-            return torch.jit.optimize_for_inference(torch.jit.freeze(traced))
-        except RuntimeError:
-            return None
-
-
-def fastest(network: Callable[[torch.Tensor], object], images: torch.Tensor, repeats: int = 5) -> float:
-    """Seconds of the network's fastest run of several, after two that warm up."""
-    times = []
-    for _ in range(repeats + 2):
-        began = time.perf_counter()
-        network(images)
-        times.append(time.perf_counter() - began)
-    return min(times[2:])
+        examples = [torch.rand(count, *shape, device=self.device) for count in (1, 3)]
+        self.network, line = fastest_form(self.model, examples)
+        return line
 
 
 def _record(value: Any) -> Any:

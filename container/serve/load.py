@@ -15,13 +15,15 @@ from container.serve.exchange import Request
 from container.serve.failures import told_while_slow
 from container.serve.handlers import find_program
 from container.serve.modules import PrivateModules
-from container.serve.plan import ServerPlan
+from container.serve.plan import ServerPlan, is_true
 from container.serve.predictor import Place, Predictor, load_predictor
 from container.serve.requirements import check_requirements
 from container.serve.service import Service
 from container.serve.sessions import SessionStore
 
 logger = logging.getLogger(__name__)
+
+TUNE = "SLIPWAY_TUNE"
 
 
 def serve_model(service: Service, model_dir: Path, device: str, environ: Mapping[str, str]) -> Predictor | None:
@@ -83,9 +85,21 @@ def load_isolated(model_dir: Path, device: str, environ: Mapping[str, str], plan
     return predictor
 
 
-def tune(predictor: Predictor) -> None:
-    """Make a model that answers already faster, and say how; takes a second or two."""
-    if done := predictor.tune():
+def is_tuned(device: str, environ: Mapping[str, str]) -> bool:
+    """Whether to look for a faster form: on CPUs unless switched off; on GPUs, where it was not measured, if asked."""
+    return is_true(environ, TUNE) if environ.get(TUNE) else device == "cpu"
+
+
+def tune(predictor: Predictor, environ: Mapping[str, str]) -> None:
+    """Make a model that answers already faster, and say how; takes seconds. A failure leaves it as it is."""
+    if not is_tuned(predictor.defaults.device, environ):
+        return
+    try:
+        done = predictor.tune()
+    except RuntimeError as error:  # the GPU's memory does not hold another form beside the first
+        logger.warning("the model is served as it was loaded: %s", error)
+        return
+    if done:
         _leave_out_of_collection()
         logger.info("%s", done)
 

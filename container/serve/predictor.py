@@ -38,6 +38,7 @@ class Model(Protocol):
     """What stands behind the user's functions, or alone: the three default steps."""
 
     default_accept: str
+    device: str
 
     def decode(self, call: Call) -> Any: ...
 

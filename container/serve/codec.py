@@ -74,6 +74,7 @@ def negotiate(accept: str | None, offered: tuple[str, ...], default: str) -> str
     raise NotAcceptable(f"Accept {accept!r} names no format this model writes", known=list(offered))
 
 
+@lru_cache(maxsize=256)
 def preferences(accept: str | None) -> list[str]:
     """Media types of an Accept header, best first, those with q=0 left out; `["*/*"]` where there is none."""
     ranked = []

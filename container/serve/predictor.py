@@ -272,7 +272,10 @@ def _answer(result: Any, kind: str, call: Call, session_headers: Mapping[str, st
     headers = {**call.context.response_headers, **session_headers} if call.context else {}
     for name in [name for name in headers if name.lower() == "content-type"]:
         kind = headers.pop(name)
-    check_headers({**headers, "Content-Type": kind})
+    if headers:
+        check_headers({**headers, "Content-Type": kind})
+    else:
+        check_content_type(kind)
     extra = tuple(headers.items())
     if isinstance(result, Iterator):
         pieces = _pieces(result, call.request.headers)
@@ -292,6 +295,12 @@ def _pieces(result: Iterator[Any], headers: Mapping[str, str]) -> Iterator[bytes
     finally:
         if isinstance(result, Generator):  # closed early: the client has gone
             result.close()
+
+
+@functools.lru_cache(maxsize=256)
+def check_content_type(kind: str) -> None:
+    """As `check_headers`, of an answer that has no other header."""
+    check_headers({"Content-Type": kind})
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

@@ -1,7 +1,8 @@
 """Looks at this machine: what is there, what is missing, and what to do about it.
 
 Standard library only, so that `python -m launcher.doctor` works where nothing is installed yet. It asks the engine and
-the driver through their own clients, sends nothing anywhere, and changes nothing.
+the driver through their own clients, sends nothing anywhere, and changes nothing; `fix` removes what is certainly ours
+and certainly dead.
 """
 
 import configparser
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 
 from container.contract import DEFAULT_PORT
 from launcher.findings import Finding, failures, lines
-from launcher.local.client import LOCAL_IMAGES, LOCAL_IMAGES_FIX
+from launcher.local.client import HOME_LABEL, LOCAL_IMAGES, LOCAL_IMAGES_FIX, is_alive
 
 OLDEST_PYTHON = (3, 11)
 CLIENT_SECONDS = 5.0  # an engine or driver that needs longer does not answer
@@ -86,7 +87,7 @@ def doctor(machine: Machine) -> list[Finding]:
     """Every check of this machine, in the order in which to mend what is wrong."""
     found = [_python(machine), _packages(machine), *_disk(machine.directory), *_memory(machine), _cores(machine)]
     docker, engine = _docker(machine)
-    found += [*docker, *_engine_disk(engine), *_gpu(machine, engine)]
+    found += [*docker, *_engine_disk(engine), *_gpu(machine, engine), *_leftovers(machine, engine)]
     configured, settings = _config(machine)
     found += [configured, *_images(machine, engine, settings), *_credentials(machine), *_endpoint(machine)]
     return [*found, _port(machine)]
@@ -126,6 +127,36 @@ def _engine_disk(engine: Engine) -> list[Finding]:
     status = _grade(free, DISK_GIGABYTES)
     fix = "" if status == "ok" else "docker system prune --all, or move the engine's data-root"
     return [Finding("engine disk", status, f"{free:.0f} GB free in {root}", fix)]
+
+
+def _leftovers(machine: Machine, engine: Engine) -> list[Finding]:
+    orphans = orphaned_containers(machine) if engine.answers else []
+    if not orphans:
+        return []
+    detail = f"{len(orphans)} containers of local SageMakers that died"
+    return [Finding("leftovers", "warn", detail, "python -m launcher doctor --fix")]
+
+
+def orphaned_containers(machine: Machine) -> list[str]:
+    """Ids of containers that a local SageMaker of this machine started, and that it can end no more.
+
+    One whose home is not here may belong to a server elsewhere, on the same engine: it is left alone.
+    """
+    names = f'{{{{.ID}}}}\t{{{{.Label "{HOME_LABEL}"}}}}'
+    listed = machine.run("docker", "ps", "--all", "--no-trunc", "--filter", f"label={HOME_LABEL}", "--format", names)
+    pairs = [line.split("\t") for line in (listed.stdout if listed and not listed.returncode else "").splitlines()]
+    return [identity for identity, home in pairs if Path(home).is_dir() and not is_alive(Path(home))]
+
+
+def fix(machine: Machine) -> list[str]:
+    """Remove what is certainly ours and certainly dead; what was done, a line each."""
+    orphans = orphaned_containers(machine)
+    if not orphans:
+        return ["nothing to mend"]
+    done = machine.run("docker", "rm", "--force", *orphans)
+    if done is None or done.returncode:
+        return [f"{len(orphans)} containers could not be removed: {done.stderr.strip() if done else 'no answer'}"]
+    return [f"removed {len(orphans)} containers of local SageMakers that died"]
 
 
 def _grade(value: float, bounds: Mapping[str, float]) -> Any:

@@ -200,14 +200,18 @@ def seconds_of(text: str) -> int:
 
 
 @click.command()
+@click.option("--fix", is_flag=True, help="Remove containers that a local SageMaker left behind when it was killed.")
 @asking
-def doctor(asked: Asked) -> None:
+def doctor(asked: Asked, fix: bool) -> None:
     """Look at this machine: what is there, what is missing, and what to do about it."""
     from launcher import doctor as checks
     from launcher.errors import JobFailed
     from launcher.findings import failures, lines
 
-    found = checks.doctor(checks.Machine(os.environ, config=asked.config, overrides=asked.overrides))
+    machine = checks.Machine(os.environ, config=asked.config, overrides=asked.overrides)
+    for line in checks.fix(machine) if fix else []:
+        click.echo(f"-> {line}", err=asked.json)
+    found = checks.doctor(machine)
     asked.show([asdict(item) for item in found], lines(found))
     failed = failures(found)
     if failed:

@@ -28,6 +28,7 @@ UP_SECONDS = 60.0
 DOWN_SECONDS = 60.0  # endpoints get 30 s to drain
 POLL_SECONDS = 0.05
 LOG_LINES = 15
+HOME_LABEL = "slipway.home"  # of every container and network that a server starts: its home
 ALIVE = "server.alive"  # locked by a server for life; holds its process id
 AWS_CONFIG = "aws-config"  # an AWS configuration file with an empty default profile
 DUMMY_CREDENTIAL = "local"
@@ -79,14 +80,14 @@ def up(home: Path = DEFAULT_HOME, environ: Mapping[str, str] | None = None) -> L
     home = home.resolve()
     home.mkdir(parents=True, exist_ok=True)
     with _locked(home / "up.lock"):
-        running = _wait_for_answer(home, None) if _is_alive(home) else None  # it may be busy, or just starting
+        running = _wait_for_answer(home, None) if is_alive(home) else None  # it may be busy, or just starting
         return running or _start(home, environ)
 
 
 def status(home: Path = DEFAULT_HOME) -> LocalServer | None:
     """The server of this home if one runs and answers."""
     home = home.resolve()
-    if not _is_alive(home):
+    if not is_alive(home):
         return None
     server = _read(home)
     return server if server is not None and _answers(server) else None
@@ -99,13 +100,13 @@ def down(home: Path = DEFAULT_HOME) -> bool:
         LocalServerError: it still lives after a minute; it has been sent SIGKILL. Or nothing says which process it is.
     """
     home = home.resolve()
-    if not _is_alive(home):
+    if not is_alive(home):
         return False
     process_id = _process_id(home)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process_id, signal.SIGTERM)
     deadline = time.monotonic() + DOWN_SECONDS
-    while _is_alive(home):
+    while is_alive(home):
         if time.monotonic() > deadline:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process_id, signal.SIGKILL)
@@ -167,7 +168,7 @@ def _wait_for_answer(home: Path, process: subprocess.Popen[bytes] | None) -> Loc
         server = _read(home)
         if server is not None and (process is None or server.pid == process.pid) and _answers(server):
             return server
-        if process.poll() is not None if process is not None else not _is_alive(home):
+        if process.poll() is not None if process is not None else not is_alive(home):
             return None
         time.sleep(POLL_SECONDS)
     raise LocalServerError(
@@ -208,7 +209,7 @@ def _process_id(home: Path) -> int:
     )
 
 
-def _is_alive(home: Path) -> bool:
+def is_alive(home: Path) -> bool:
     """Whether somebody holds the lock that a server holds for life."""
     try:
         with (home / ALIVE).open("rb") as file:

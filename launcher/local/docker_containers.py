@@ -16,11 +16,10 @@ import docker.types
 import requests
 
 from container.contract import BASE_DIR, BIND_TO_PORT, DEFAULT_PORT, OptMl
-from launcher.local.client import LOCAL_IMAGES_FIX
+from launcher.local.client import HOME_LABEL, LOCAL_IMAGES_FIX
 from launcher.local.containers import LAST_LINES, ContainerSpec, ContainerStartError
 from launcher.local.logs import LineSplitter
 
-HOME_LABEL = "slipway.home"
 START_SECONDS = 120  # per call to the engine; an engine under load is slow
 
 

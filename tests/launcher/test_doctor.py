@@ -1,3 +1,4 @@
+import fcntl
 import json
 import socket
 import subprocess
@@ -7,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher.doctor import Machine, doctor, main
+from launcher import cli
+from launcher.doctor import Machine, doctor, fix, main
 from launcher.findings import Finding, failures, lines
 
 ROOT = Path(__file__).parents[2]
@@ -263,6 +265,44 @@ def test_a_taken_port_is_told(machine):
     assert f"{port} is taken" in finding.detail
 
 
+@pytest.fixture
+def containers(machine, tmp_path):
+    """An engine with containers of these homes; it notes which ones are removed."""
+
+    def make(*homes, refusal=""):
+        listing = "".join(f"id-{number}\\t{home}\\n" for number, home in enumerate(homes))
+        text = f"""case "$1" in
+info) echo '{json.dumps(ENGINE)}' ;;
+ps) printf '{listing}' ;;
+rm) echo "$@" >> {tmp_path}/removed; {refusal} ;;
+esac"""
+        return machine(programs_text={"docker": text})
+
+    return make
+
+
+def test_containers_of_a_server_that_died_are_told_and_removed(containers, tmp_path):
+    alive, dead = tmp_path / "alive", tmp_path / "dead"
+    for home in (alive, dead):
+        home.mkdir()
+    with (alive / "server.alive").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        looked_at = containers(alive, dead, "/not/of/this/machine")
+        finding = one(doctor(looked_at), "leftovers")
+        assert (finding.status, finding.detail) == ("warn", "1 containers of local SageMakers that died")
+        assert fix(looked_at) == ["removed 1 containers of local SageMakers that died"]
+    assert (tmp_path / "removed").read_text() == "rm --force id-1\n"
+
+
+def test_without_leftovers_nothing_is_mended(containers, machine):
+    assert fix(containers()) == ["nothing to mend"]
+    assert fix(machine()) == ["nothing to mend"]
+
+
+def test_a_container_that_cannot_be_removed_is_told(containers, tmp_path):
+    assert fix(containers(tmp_path, refusal="echo no >&2; exit 1")) == ["1 containers could not be removed: no"]
+
+
 def test_the_lines_align_and_a_fix_stands_below_its_finding():
     found = [Finding("disk", "ok", "much"), Finding("docker", "fail", "none", "install it", "caller x")]
     assert lines(found) == ["ok    disk    much", "FAIL  docker  caller x: none", "              fix: install it"]
@@ -274,3 +314,12 @@ def test_the_exit_status_is_one_where_a_check_failed(monkeypatch, capsys):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
     assert main() == 1
     assert "FAIL  credentials" in capsys.readouterr().out
+
+
+def test_the_verb_mends_first_and_then_looks(containers, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", containers(tmp_path).environ["PATH"])
+    monkeypatch.chdir(tmp_path)
+    cli.main(["doctor", "--fix", "--json"])
+    captured = capsys.readouterr()
+    assert "-> removed 1 containers of local SageMakers that died" in captured.err
+    assert "leftovers" in [item["check"] for item in json.loads(captured.out)]  # the script still lists it

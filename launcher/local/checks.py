@@ -177,8 +177,11 @@ def check_transform_job(platform: Platform, request: Mapping[str, Any]) -> None:
             f"MaxConcurrentTransforms * MaxPayloadInMB must not exceed 100; "
             f"{concurrent} * {payload} = {concurrent * payload}"
         )
-    if "DataCaptureConfig" in request:
-        raise ValidationException("The local SageMaker captures data of endpoints only; leave DataCaptureConfig out")
+    capture = request.get("DataCaptureConfig", {})
+    if capture.get("GenerateInferenceId"):
+        raise ValidationException("The local SageMaker appends no inference ids; leave GenerateInferenceId out")
+    if capture:
+        _check_bucket(platform, capture["DestinationS3Uri"])
     _check_data_processing(request)
     check_input(platform, source)
     _check_bucket(platform, request["TransformOutput"]["S3OutputPath"])

@@ -1,4 +1,4 @@
-"""DataCaptureConfig: requests and answers as JSON Lines in S3, in the service's own form.
+"""DataCaptureConfig of endpoints: requests and answers as JSON Lines in S3; of batch transform jobs: manifests.
 
 Source of the form: "Data capture" of the Developer Guide. Records are collected for a moment, so that a file holds
 several; each variant has files of its own, named by time: `<destination>/<endpoint>/<variant>/yyyy/mm/dd/hh/...jsonl`.
@@ -6,6 +6,7 @@ several; each variant has files of its own, named by time: `<destination>/<endpo
 
 import base64
 import json
+import os
 import random
 import threading
 from collections import defaultdict
@@ -85,6 +86,30 @@ def _side(config: Mapping[str, Any], content_type: str, mode: str, data: bytes) 
     encoding = capture_encoding(config.get("CaptureContentTypeHeader", {}), content_type)
     text = base64.b64encode(data).decode() if encoding == "BASE64" else data.decode("utf-8", "replace")
     return {"observedContentType": content_type, "mode": mode, "data": text, "encoding": encoding}
+
+
+def write_batch_capture(buckets: Buckets, destination: str, inputs: list[str], outputs: list[str]) -> None:
+    """What a batch transform job captures: manifests of its inputs and outputs, which lie in S3 already.
+
+    Source: "Capture data from batch transform job" of the Developer Guide: `input/` and `output/`, and no copies.
+
+    Args:
+        buckets: where everything lies.
+        destination: DestinationS3Uri.
+        inputs: S3 URIs of the objects that were transformed.
+        outputs: S3 URIs of what was made of them.
+    """
+    bucket, folder = parse_s3_uri(destination)
+    time = datetime.now(UTC)
+    for kind, uris in (("input", inputs), ("output", outputs)):
+        key = "/".join(part for part in (folder.strip("/"), kind, f"{time:%Y/%m/%d/%H}", f"{uuid4()}.json") if part)
+        buckets.write(bucket, key, json.dumps(manifest_of(uris)).encode(), "application/json")
+
+
+def manifest_of(uris: list[str]) -> list[Any]:
+    """A manifest: the folder that all URIs share, and the rest of each."""
+    prefix = os.path.commonprefix(uris).rpartition("/")[0] + "/"
+    return [{"prefix": prefix}, *(uri.removeprefix(prefix) for uri in uris)]
 
 
 def capture_encoding(types: Mapping[str, list[str]], content_type: str) -> str:

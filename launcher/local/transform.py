@@ -16,6 +16,7 @@ from uuid import uuid4
 from container import contract
 from launcher.local.buckets import BucketError, parse_s3_uri
 from launcher.local.containers import ContainerStartError
+from launcher.local.data_capture import write_batch_capture
 from launcher.local.errors import JobFailed
 from launcher.local.inputs import InputObject, shard, source_objects
 from launcher.local.logs import TRANSFORM_GROUP
@@ -128,8 +129,30 @@ class TransformJob:
             return "Stopped", None
         if self._failures:
             count = f"{len(self._failures)} of {len(objects)} input objects failed"
+            self._capture(objects)
             return "Failed", f"AlgorithmError: {count}: {self._failures[0]}. See job logs for more information"
+        self._capture(objects)
         return "Completed", None
+
+    def _capture(self, objects: Sequence[InputObject]) -> None:
+        destination = self._request.get("DataCaptureConfig", {}).get("DestinationS3Uri")
+        if destination is None:
+            return
+        outputs = set(self._written)
+        done = [item for item in objects if self._output_key(item) in outputs]
+        if not done:
+            return
+        bucket, _ = parse_s3_uri(self._output["S3OutputPath"])
+        write_batch_capture(
+            self._platform.buckets,
+            destination,
+            [f"s3://{item.bucket}/{item.key}" for item in done],
+            [f"s3://{bucket}/{self._output_key(item)}" for item in done],
+        )
+
+    def _output_key(self, item: InputObject) -> str:
+        _, folder = parse_s3_uri(self._output["S3OutputPath"])
+        return f"{folder.rstrip('/')}/{item.path}.out".lstrip("/")
 
     def _is_cancelled(self) -> bool:
         return self._control.stop_requested or self._control.shutdown_requested
@@ -256,8 +279,8 @@ class TransformJob:
             if not self._is_cancelled():
                 self._fail_object(item, str(error))
             return
-        bucket, folder = parse_s3_uri(self._output["S3OutputPath"])
-        key = f"{folder.rstrip('/')}/{item.path}.out".lstrip("/")
+        bucket, _ = parse_s3_uri(self._output["S3OutputPath"])
+        key = self._output_key(item)
         body = assemble(answers, self._output.get("AssembleWith", "None"))
         self._platform.buckets.write(bucket, key, body, self._output.get("Accept"))
         with self._lock:

@@ -301,12 +301,11 @@ def test_data_processing_that_cannot_work_is_refused(aws, model, transform_reque
         aws.transform(transform_request(model(), "refused/", source, DataProcessing=processing))
 
 
-def test_batch_data_capture_is_refused(aws, model, transform_request):
+def test_inference_ids_in_a_batch_are_refused(aws, model, transform_request):
     aws.put("refused/a", b"a")
-    with pytest.raises(ClientError, match="captures data of endpoints only"):
-        aws.transform(
-            transform_request(model(), "refused/", DataCaptureConfig={"DestinationS3Uri": "s3://test-bucket/x"})
-        )
+    ids = {"DestinationS3Uri": "s3://test-bucket/x", "GenerateInferenceId": True}
+    with pytest.raises(ClientError, match="appends no inference ids"):
+        aws.transform(transform_request(model(), "refused/", DataCaptureConfig=ids))
 
 
 def test_a_path_that_a_client_types_wrong_in_json_is_shown(aws, model, transform_request):
@@ -314,3 +313,26 @@ def test_a_path_that_a_client_types_wrong_in_json_is_shown(aws, model, transform
     source = {"SplitType": "Line", "ContentType": "application/jsonlines"}
     job = aws.transform(transform_request(model(), "no-json/", source, BY_LINE, DataProcessing={"InputFilter": "$.a"}))
     assert "the record 'not json\\n' is no JSON" in job["FailureReason"]
+
+
+def test_data_capture_leaves_manifests_of_what_was_transformed(aws, model, transform_request, unique):
+    folder = unique("capture")
+    aws.put(f"{folder}-in/a.txt", b"one")
+    aws.put(f"{folder}-in/deep/b.txt", b"status 400")
+    aws.put(f"{folder}-in/deep/c.txt", b"three")
+    capture = {"DestinationS3Uri": f"s3://{BUCKET}/{folder}"}
+    job = aws.transform(transform_request(model(), f"{folder}-in/", DataCaptureConfig=capture))
+    assert job["TransformJobStatus"] == "Failed"  # one of three
+    (inputs,), (made,) = aws.keys(f"{folder}/input/"), aws.keys(f"{folder}/output/")
+    assert re.fullmatch(r"\d{4}/\d\d/\d\d/\d\d/[0-9a-f-]{36}\.json", inputs)
+    assert json.loads(aws.get(f"s3://{BUCKET}/{folder}/input/{inputs}")) == [
+        {"prefix": f"s3://{BUCKET}/{folder}-in/"},
+        "a.txt",
+        "deep/c.txt",
+    ]
+    prefix, *names = json.loads(aws.get(f"s3://{BUCKET}/{folder}/output/{made}"))
+    for name in names:
+        assert aws.get(prefix["prefix"] + name) in (b"ONE", b"THREE")
+    assert len(names) == 2
+    described = aws.sagemaker.describe_transform_job(TransformJobName=job["TransformJobName"])
+    assert described["DataCaptureConfig"] == capture

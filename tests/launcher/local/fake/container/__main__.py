@@ -224,13 +224,13 @@ class Server(http.server.ThreadingHTTPServer):
 
 def serve():
     say(f"serving {model_files()}")
-    if "BREAK" in os.environ:
+    if "BREAK" in os.environ or Path(os.environ.get("BREAK_IF", "/nonexistent")).exists():
         say("loading")
-        say(f"RuntimeError: {os.environ['BREAK']}")
+        say(f"RuntimeError: {os.environ.get('BREAK')}")
         sys.exit(1)
     time.sleep(float(os.environ.get("LOAD_SECONDS", 0)))
     server = Server(("127.0.0.1", int(os.environ.get(contract.BIND_TO_PORT, contract.DEFAULT_PORT))), Handler)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(float(os.environ.get("STOP_SECONDS", 0))), os._exit(0)))
     server.serve_forever()
 
 

@@ -140,19 +140,26 @@ class ImageClassifier:
             prediction = np.empty((0, len(self.signature.classes)), np.float32)
         if not isinstance(prediction, np.ndarray) or prediction.shape[1:] != (len(self.signature.classes),):
             return codec.encode_prediction(prediction, kind), kind
+        if call.bad:
+            return self._encode_with_placeholders(prediction, call, kind), kind
+        if kind == codec.NPY:
+            return codec.encode_npy(prediction), kind
+        return self._encode_records([self._record(row) for row in prediction], call, kind), kind
+
+    def _encode_with_placeholders(self, probabilities: np.ndarray, call: Call, kind: str) -> bytes:
         nothing = np.full(len(self.signature.classes), np.nan, np.float32)
         if kind == codec.NPY:
-            return codec.encode_npy(_merged(prediction, dict.fromkeys(call.bad, nothing))), kind
-        records = [self._record(row) for row in prediction]
-        if call.bad:
-            empty = {"label": "", "score": np.nan, "probabilities": nothing}
-            errors = {index: {**empty, "index": index, "error": message} for index, message in call.bad.items()}
-            records = lines.merge(records, errors)
+            return codec.encode_npy(np.array(lines.merge(list(probabilities), dict.fromkeys(call.bad, nothing))))
+        empty = {"label": "", "score": np.nan, "probabilities": nothing}
+        errors = {index: {**empty, "index": index, "error": message} for index, message in call.bad.items()}
+        return self._encode_records(lines.merge([self._record(row) for row in probabilities], errors), call, kind)
+
+    def _encode_records(self, records: list[dict[str, Any]], call: Call, kind: str) -> bytes:
         if kind == codec.CSV:
-            return "\n".join(_csv_line(record) for record in records).encode(), kind
+            return "\n".join(_csv_line(record) for record in records).encode()
         if kind == codec.JSON_LINES:
-            return b"\n".join(codec.encode_json(record) for record in records), kind
-        return codec.encode_json(records if call.bare else {"predictions": records}), kind
+            return b"\n".join(codec.encode_json(record) for record in records)
+        return codec.encode_json(records if call.bare else {"predictions": records})
 
     def _record(self, row: np.ndarray) -> dict[str, Any]:
         best = int(row.argmax())
@@ -187,10 +194,6 @@ def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise BadRequest('"instances" must be a list of images')
     return value
-
-
-def _merged(rows: np.ndarray, placeholders: dict[int, np.ndarray]) -> np.ndarray:
-    return np.array(lines.merge(list(rows), placeholders)) if placeholders else rows
 
 
 def _csv_line(record: dict[str, Any]) -> str:

@@ -47,7 +47,9 @@ def show_probe(options: Options, settings: "Settings") -> None:
             raise JobFailed(str(failure)) from failure
     origin = f"{target.name} ({os.cpu_count()} CPUs here)"
     rows = [list(row) for row in found.proposals(origin)]
-    given = " ".join(f"--set {setting}={shlex.quote(value)}" for setting, value, _ in rows if value)
+    asked_for = settings.config.transform.model if settings.origins.get("transform.model") == "--set" else None
+    named = [shlex.quote(asked_for)] if asked_for else []
+    given = " ".join([*named, *(f"--set {setting}={shlex.quote(value)}" for setting, value, _ in rows if value)])
     result = {**asdict(found), "image": target.name, "proposals": {row[0]: row[1] for row in rows if row[1]}}
     note = "   a job that leaves these out asks its own container, on its own machine, when it starts"
     lines = [table(rows, ["SETTING", "VALUE", "FROM"]), note, f"next: {command('transform', given, options)}"]

@@ -100,7 +100,7 @@ def test_the_verb_prints_what_to_set_and_starts_no_job(verb, sent, capsys):
     assert verb() == 0
     printed = capsys.readouterr().out
     assert "transform.max_concurrent  2" in printed
-    assert "next: python -m launcher transform --set transform.max_concurrent=2" in printed
+    assert "next: python -m launcher transform ./model.tar.gz --set transform.max_concurrent=2" in printed
     assert verb("--json") == 0
     assert json.loads(capsys.readouterr().out)["proposals"]["transform.strategy"] == "MultiRecord"
     assert not [operation for operation, _ in sent if operation.startswith("Create") and operation != "CreateBucket"]

@@ -169,7 +169,7 @@ class Watch(threading.Thread):
         self.server, self.pace = server, pace
         self.stopped = threading.Event()
         self.memory: list[tuple[float, float]] = []
-        """Seconds since the start, MB (PSS, all processes that are ready)."""
+        """Seconds since the start, MB of all processes while all are ready; without files, whose pages others share."""
         self.slowest = self.unready_seconds = 0.0
         self.violations: list[str] = []
 
@@ -185,7 +185,7 @@ class Watch(threading.Thread):
                 continue
             self.slowest = max(self.slowest, time.monotonic() - asked)
             if status == 200:
-                self.memory.append((time.monotonic() - began, self.server.memory()))
+                self.memory.append((time.monotonic() - began, self.server.memory("Pss_Anon:")))
             else:
                 self.unready_seconds += 0.5
 
@@ -216,7 +216,9 @@ def soak(server: RunningServer, seconds: float, kill_every: float, count: int) -
     clients = [Client(number, server.port, pace) for number in range(count)]
     for thread in (*clients, watch):
         thread.start()
-    print(f"{'minute':>6} {'capacity/s':>10} {'held/s':>8} {'killed':>8} {'ready after':>11} {'PSS MB':>8}", flush=True)
+    print(
+        f"{'minute':>6} {'capacity/s':>10} {'held/s':>8} {'killed':>8} {'ready after':>11} {'anon MB':>8}", flush=True
+    )
     end = time.monotonic() + seconds
     began = time.monotonic()
     while (left := end - time.monotonic()) > BURST_SECONDS + 1:

@@ -299,7 +299,8 @@ def test_a_model_whose_requirements_are_not_met_is_400_and_says_which(door, open
     assert door.request("POST", "/models", body, JSON).status == 200
 
 
-def test_load_and_unload_cycles_leave_no_object_behind(open_models):
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_c120_load_and_unload_cycles_leave_no_object_behind(open_models, count):
     """Of real torch models, whose classes, modules and weights are cycles and caches of their own."""
     service = open_models.open(lambda service: service)
     code = """
@@ -332,10 +333,10 @@ def test_load_and_unload_cycles_leave_no_object_behind(open_models):
 
     cycles(20)
     before = cycles(10)
-    after = cycles(100)
+    after = cycles(count)
     assert after[0] <= before[0] + 50
     assert after[1:3] == before[1:3]
-    assert after[3] < before[3] * 1.05
+    assert after[3] < before[3] * 1.05  # the allocator's own; bench/serve/multi_model.py measures a process alone
 
 
 def test_c127_out_of_memory_in_an_invocation_is_507(door, open_models):

@@ -117,6 +117,12 @@ def stop_scaling(project: Project, name: str, resource_ids: list[str]) -> None:
 # --- inference components ---------------------------------------------------------------------------------------------
 
 
+def hosts_components(project: Project, config_name: str) -> bool:
+    """Whether a configuration has a variant without a model of its own."""
+    config = project.describe_or_none("EndpointConfig", config_name) or {}
+    return any("ModelName" not in variant for variant in config.get("ProductionVariants", []))
+
+
 def components_of(project: Project, name: str) -> list[str]:
     """Names of an endpoint's inference components."""
     reply = project.aws.call("sagemaker", "ListInferenceComponents", EndpointNameEquals=name, MaxResults=100)

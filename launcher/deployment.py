@@ -168,7 +168,7 @@ def delete(project: Project, name: str, wait: bool = True) -> None:
     attachments.stop_scaling(project, name, [f"endpoint/{name}/variant/{variant}" for variant in variants])
     configuration = description["EndpointConfigName"]
     configured = project.describe_or_none("EndpointConfig", configuration)
-    if configured and any("ModelName" not in variant for variant in configured.get("ProductionVariants", [])):
+    if attachments.hosts_components(project, configuration):
         for component in attachments.components_of(project, name):
             attachments.remove_component(project, component)
     attachments.remove_alarms(project, name)
@@ -211,24 +211,36 @@ def reapable(project: Project, idle: timedelta | None, now: datetime) -> list[Ca
     return found
 
 
+def idle_endpoints(project: Project, idle: timedelta, now: datetime) -> list[str]:
+    """Endpoints of the whole account that are older than a while and have had no invocation in it."""
+    found = project.aws.call("sagemaker", "ListEndpoints", SortBy="CreationTime", MaxResults=100)["Endpoints"]
+    names = [item["EndpointName"] for item in found if item["CreationTime"] < now - idle]
+    return [name for name in names if not invocations(project, name, idle, now)]
+
+
 def invocations(project: Project, name: str, period: timedelta, now: datetime) -> float:
-    """How often an endpoint has been invoked lately, all variants together."""
+    """How often an endpoint has been invoked lately, all variants and inference components together."""
     description = project.aws.call("sagemaker", "DescribeEndpoint", EndpointName=name)
-    total = 0.0
-    for variant in description.get("ProductionVariants", []):
-        reply = project.aws.call(
-            "cloudwatch",
-            "GetMetricStatistics",
-            Namespace="AWS/SageMaker",
-            MetricName="Invocations",
-            Dimensions=[
-                {"Name": "EndpointName", "Value": name},
-                {"Name": "VariantName", "Value": variant["VariantName"]},
-            ],
-            StartTime=now - period,
-            EndTime=now,
-            Period=max(60, int(period.total_seconds()) // 60 * 60),
-            Statistics=["Sum"],
-        )
-        total += sum(point["Sum"] for point in reply["Datapoints"])
-    return total
+    asked = [
+        [{"Name": "EndpointName", "Value": name}, {"Name": "VariantName", "Value": variant["VariantName"]}]
+        for variant in description.get("ProductionVariants", [])
+    ]
+    if attachments.hosts_components(project, description["EndpointConfigName"]):
+        components = attachments.components_of(project, name)
+        asked += [[{"Name": "InferenceComponentName", "Value": component}] for component in components]
+    return sum(_invocations(project, dimensions, period, now) for dimensions in asked)
+
+
+def _invocations(project: Project, dimensions: list[dict[str, str]], period: timedelta, now: datetime) -> float:
+    reply = project.aws.call(
+        "cloudwatch",
+        "GetMetricStatistics",
+        Namespace="AWS/SageMaker",
+        MetricName="Invocations",
+        Dimensions=dimensions,
+        StartTime=now - period,
+        EndTime=now,
+        Period=max(60, int(period.total_seconds()) // 60 * 60),
+        Statistics=["Sum"],
+    )
+    return float(sum(point["Sum"] for point in reply["Datapoints"]))

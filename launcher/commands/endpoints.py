@@ -109,12 +109,8 @@ def reap(options: Options, idle: str | None) -> None:
     """Delete this project's endpoints that are past their `ttl`, or idle; --dry-run lists them only."""
     settings = load_settings(replace(options, dry_run=False))  # what would be deleted, only the account knows
     from launcher import deployment
-    from launcher.config import parse_duration
 
-    try:
-        limit = timedelta(seconds=int(str(parse_duration(idle)))) if idle else None
-    except ValueError as error:
-        raise ConfigError(f"--idle: {error}") from error
+    limit = idle_limit(idle)
     project = open_project(settings, options)
     found = deployment.reapable(project, limit, datetime.now(UTC))
     verb = "would delete" if options.dry_run else "deleted"
@@ -122,6 +118,20 @@ def reap(options: Options, idle: str | None) -> None:
         deployment.delete(project, item.name, wait=not options.no_wait)
     lines = [f"-> {verb} {item.name}: {item.reason}" for item in found]
     return show(options, [asdict(item) for item in found], lines or ["-> nothing to delete"])
+
+
+def idle_limit(text: str | None) -> timedelta | None:
+    """The duration of `--idle`.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    from launcher.config import parse_duration
+
+    try:
+        return timedelta(seconds=int(str(parse_duration(text)))) if text else None
+    except ValueError as error:
+        raise ConfigError(f"--idle: {error}") from error
 
 
 @click.command()
@@ -272,14 +282,22 @@ def models_prefix(settings: "Settings") -> str:
 
 
 @click.command()
+@click.option("--idle", metavar="DURATION", help="Only those without an invocation for so long, such as 24h.")
 @common_options
-def endpoints(options: Options) -> None:
+def endpoints(options: Options, idle: str | None) -> None:
     """List the endpoints of the account."""
     settings = load_settings(options)
     if options.dry_run:
         return show_call(options, "ListEndpoints", {})
-    aws = open_project(settings, options).aws
+    project = open_project(settings, options)
+    limit = idle_limit(idle)
+    aws = project.aws
     found = aws.call("sagemaker", "ListEndpoints", SortBy="CreationTime", SortOrder="Descending")["Endpoints"]
+    if limit:
+        from launcher import deployment
+
+        names = deployment.idle_endpoints(project, limit, datetime.now(UTC))
+        found = [item for item in found if item["EndpointName"] in names]
     rows = [[item["EndpointName"], item["EndpointStatus"], f"{item['CreationTime']:%Y-%m-%d %H:%M}"] for item in found]
     return show_table(options, rows, ["NAME", "STATUS", "CREATED"])
 

@@ -193,6 +193,22 @@ def test_an_invoked_endpoint_is_not_idle(project, three_endpoints, aws):
     assert [item.name for item in deployment.reapable(made, timedelta(hours=6), NOW)] == ["expired"]
 
 
+def test_the_whole_accounts_idle_endpoints_are_listed(project, three_endpoints, aws):
+    made = project(yaml=YAML)
+    assert deployment.idle_endpoints(made, timedelta(hours=6), NOW) == ["expired", "idle", "theirs"]
+    assert deployment.idle_endpoints(made, timedelta(days=2), NOW) == []  # younger than that
+
+
+def test_an_endpoint_whose_components_are_invoked_is_not_idle(project, canned, aws):
+    canned("DescribeEndpoint", described())
+    canned("DescribeEndpointConfig", {"ProductionVariants": [{"VariantName": "main"}]})
+    canned("ListInferenceComponents", {"InferenceComponents": [{"InferenceComponentName": "digits-a"}]})
+    dimensions = [{"Name": "InferenceComponentName", "Value": "digits-a"}]
+    datum = {"MetricName": "Invocations", "Dimensions": dimensions, "Value": 2.0, "Timestamp": NOW - timedelta(hours=1)}
+    aws.call("cloudwatch", "PutMetricData", Namespace="AWS/SageMaker", MetricData=[datum])
+    assert deployment.invocations(project(yaml=YAML), "digits", timedelta(hours=6), NOW) == 2
+
+
 @pytest.mark.usefixtures("three_endpoints")
 def test_the_verbs_reap_and_roll_back(aws, canned, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)

@@ -185,7 +185,14 @@ class Protocol(HttpToolsProtocol):
         self.url = url
         super().on_headers_complete()
 
+    def on_chunk_header(self) -> None:
+        """After the last chunk trailers follow, which the parser collects as it does a head."""
+        self._in_head = True
+        self._heads += 1
+        self._head_bytes = 0
+
     def on_body(self, body: bytes) -> None:
+        self._in_head = False
         if not self._receiving:
             super().on_body(body)
             return
@@ -197,6 +204,7 @@ class Protocol(HttpToolsProtocol):
             self._refuse(exchange, exchange.length)
 
     def on_message_complete(self) -> None:
+        self._in_head = False
         if not self._receiving:
             super().on_message_complete()
             return

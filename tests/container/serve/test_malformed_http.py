@@ -39,6 +39,7 @@ REFUSED = {
     "a zero byte in the path": b"GET /ping\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
     "a carriage return in a header": b"GET /ping HTTP/1.1\r\nHost: x\r\nA: b\rc\r\n\r\n",
     "a huge header": b"GET /ping HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 2_000_000 + b"\r\n\r\n",
+    "a huge trailer": CHUNKED + b"\r\n3\r\n[1]\r\n0\r\nA: " + b"a" * 2_000_000 + b"\r\n\r\n",
     "a huge path": b"GET /" + b"a" * 2_000_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     "an unknown method": b"PEEK /ping HTTP/1.1\r\nHost: x\r\n\r\n",
     "a version of the future": b"GET /ping HTTP/9.9\r\nHost: x\r\n\r\n",
@@ -143,3 +144,10 @@ def test_random_bytes_are_no_request(address):
         answer = exchange(address, chance.randbytes(200) + b"\r\n\r\n")
         assert all(400 <= status < 500 or (status in NOT_BUILT and address[2]) for status in statuses(answer)), answer
     assert serves(address)
+
+
+@pytest.mark.parametrize("name", ["a huge header", "a huge path", "a huge trailer"])
+def test_what_the_parser_would_collect_without_end_is_cut_off(production_server, name):
+    """431, or a reset that outruns it; read to its end, the trailer's request would be a 400 for its shape."""
+    url = urlsplit(production_server)
+    assert statuses(exchange((url.hostname, url.port), REFUSED[name])) in ([], [431])

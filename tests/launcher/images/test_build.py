@@ -44,6 +44,9 @@ def test_without_an_engine_the_error_says_so(monkeypatch):
         images.engine()
 
 
+TINY = f"slipway-test-tiny-{os.getpid()}"  # tests of another checkout may use the same engine
+
+
 @pytest.fixture
 def tiny_directory(tmp_path):
     """A Dockerfile of one file and nothing else."""
@@ -57,8 +60,8 @@ def tiny_directory(tmp_path):
 @pytest.fixture
 def tiny(tiny_directory):
     """What is built from it, and removed afterwards."""
-    yield TrainingImage(repository="slipway-test-tiny", tag="1", base_image="none"), tiny_directory
-    images.engine().images.remove("slipway-test-tiny:1", force=True)
+    yield TrainingImage(repository=TINY, tag="1", base_image="none"), tiny_directory
+    images.engine().images.remove(f"{TINY}:1", force=True)
 
 
 @pytest.mark.docker
@@ -66,7 +69,7 @@ def test_the_engine_builds_an_image(tiny, caplog):
     image, directory = tiny
     with caplog.at_level(logging.INFO, "launcher"):
         identity = images.build(image, directory)
-    found = images.engine().images.get("slipway-test-tiny:1")
+    found = images.engine().images.get(f"{TINY}:1")
     assert found.id == identity
     assert found.labels == {"base": "none"}
     assert "COPY one" in caplog.text
@@ -75,7 +78,7 @@ def test_the_engine_builds_an_image(tiny, caplog):
 BASE_IMAGE = os.environ.get("SLIPWAY_BASE_IMAGE", "slipway-base:bookworm")
 CACHE_MOUNT = f"""FROM {BASE_IMAGE}
 COPY one /
-RUN --mount=type=cache,id=slipway-test-tiny,target=/cache cat /one >> /cache/seen && cp /cache/seen /seen
+RUN --mount=type=cache,id={TINY},target=/cache cat /one >> /cache/seen && cp /cache/seen /seen
 """
 
 
@@ -97,7 +100,7 @@ def test_buildkit_builds_what_the_engines_api_cannot(tiny, buildkit):
         images.build(image, directory)
     identity = images.build(image, directory, buildkit)
     client = images.engine()
-    assert client.images.get("slipway-test-tiny:1").id == identity
+    assert client.images.get(f"{TINY}:1").id == identity
     assert client.containers.run(image=identity, command=["cat", "/seen"], remove=True).startswith(b"1")
 
 
@@ -110,7 +113,7 @@ def test_buildkit_notes_its_cache_in_the_image_and_builds_from_it(tiny, buildkit
     with tarfile.open(fileobj=archive) as tar:
         (manifest,) = json.load(tar.extractfile("manifest.json"))
         assert "moby.buildkit.cache.v0" in json.load(tar.extractfile(manifest["Config"]))
-    assert images.build(image, directory, buildkit, cache="slipway-test-tiny:1") == identity
+    assert images.build(image, directory, buildkit, cache=f"{TINY}:1") == identity
 
 
 def docker_client(directory, script):
@@ -164,7 +167,7 @@ def test_a_failing_step_is_told(tiny):
     image, directory = tiny
     images.build(image, directory)
     (directory / "one").unlink()
-    with pytest.raises(JobFailed, match="the build of slipway-test-tiny:1 failed: .*COPY"):
+    with pytest.raises(JobFailed, match=f"the build of {TINY}:1 failed: .*COPY"):
         images.build(image, directory)
 
 

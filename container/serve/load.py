@@ -21,6 +21,7 @@ from container.serve.predictor import Place, Predictor, load_predictor
 from container.serve.requirements import check_requirements
 from container.serve.service import Service
 from container.serve.sessions import SessionStore
+from container.serve.vision import import_torchvision
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def serve_model(service: Service, model_dir: Path, device: str, environ: Mapping
     began = time.monotonic()
     plan = service.plan
     if service.registry is not None:
+        import_torchvision()
         importlib.import_module("container.serve.model_loader")  # and torch with it: no caller should wait for that
         service.serve_registry()
         _leave_out_of_collection()

@@ -25,6 +25,7 @@ from container.serve.model_files import ModelFile, ModelFileError, find_model_fi
 from container.serve.modules import PrivateModules
 from container.serve.plan import RECORD_PLACEHOLDERS, is_true
 from container.serve.sessions import SessionStore, closed_headers, opened_headers
+from container.serve.vision import import_torchvision
 
 logger = logging.getLogger(__name__)
 
@@ -216,6 +217,7 @@ def load_predictor(model_dir: Path, environ: Mapping[str, str], place: Place) ->
     functions = load_functions(program, place.modules) if program else NO_FUNCTIONS
     found = None if functions.model_fn else _find_model_file(model_dir, environ, functions)
     if found:
+        import_torchvision()
         from container.serve import model_loader  # imports torch: a model without it starts in half a second
     limit_torch(place.torch_threads)
     load_context = Context({}, str(model_dir), device)

@@ -15,7 +15,6 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torchvision.transforms.v2 import functional as transforms
 
 WEIGHTS_FILE = "model.safetensors"
 SIGNATURE_FILE = "model.json"
@@ -131,7 +130,14 @@ def resize_image(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """[..., C, H, W] of any dtype to the given size; untouched where it already has it."""
     if image.shape[-2:] == (height, width):
         return image
-    return transforms.resize(image, [height, width], antialias=True)
+    pixels = image.reshape(-1, *image.shape[-3:])
+    native = pixels.is_floating_point() or (pixels.dtype == torch.uint8 and pixels.device.type == "cpu")
+    resized = nn.functional.interpolate(
+        pixels if native else pixels.float(), (height, width), mode="bilinear", align_corners=False, antialias=True
+    )
+    if not native:
+        resized = resized.round().to(image.dtype)
+    return resized.reshape(*image.shape[:-2], height, width)
 
 
 def normalize(images: torch.Tensor, signature: ModelSignature) -> torch.Tensor:

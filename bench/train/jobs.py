@@ -36,18 +36,24 @@ def alternate(*measures: Callable[[], float], rounds: int = 3) -> list[float]:
 def job_tree(
     base: Path, host: str, hosts: list[str], hyperparameters: Mapping[str, object], channels: Mapping[str, Path | None]
 ) -> OptMl:
-    """One host's /opt/ml; channels that name a directory are links to it."""
+    """One host's /opt/ml; channels that name a directory are links to it. No checkpoints: see `with_checkpoints`."""
     opt_ml = OptMl(base / host)
     request = {
         "HyperParameters": {name: str(value) for name, value in hyperparameters.items()},
         "InputDataConfig": [{"ChannelName": name} for name in channels],
-        "CheckpointConfig": {"S3Uri": "s3://unused/checkpoints"},
     }
     write_training_input(opt_ml, request, host, hosts, "lo")
     for name, source in channels.items():
         if source is not None:
             opt_ml.channel(name).rmdir()
             opt_ml.channel(name).symlink_to(source)
+    return opt_ml
+
+
+def with_checkpoints(opt_ml: OptMl) -> OptMl:
+    """The same job, with a CheckpointConfig."""
+    opt_ml.checkpoint_config.write_text(json.dumps({"LocalPath": "/opt/ml/checkpoints"}))
+    opt_ml.checkpoints.mkdir(exist_ok=True)
     return opt_ml
 
 

@@ -47,7 +47,7 @@ def steady(base: Path) -> None:
         alternate(
             lambda: ours.add(*program_loop(environment, settings, process, inputs, waited)),
             lambda: bare.add(*bare_loop(inputs)),
-            rounds=9,
+            rounds=5,
         )
         sys.stdout = out
     print(

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from jobs import TRAIN, alternate, job_environ, job_tree, rank_command, wait_for, write_images
+from jobs import TRAIN, alternate, job_environ, job_tree, rank_command, wait_for, with_checkpoints, write_images
 
 from container.contract import OptMl
 
@@ -86,7 +86,7 @@ def started(opt_ml: OptMl, script: str, log: Path) -> subprocess.Popen[bytes]:
 
 def stop(base: Path) -> None:
     """From SIGTERM to a checkpoint of 200 MB that is durable, and to the container's end."""
-    opt_ml = job_tree(base, "algo-1", ["algo-1"], {}, {"code": None})
+    opt_ml = with_checkpoints(job_tree(base, "algo-1", ["algo-1"], {}, {"code": None}))
     process = started(opt_ml, STATE_SCRIPT, base / "log")
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
@@ -129,11 +129,15 @@ def kills(base: Path) -> None:
     import torch  # once, for all of them
 
     torch.set_num_threads(1)
-    whole = job_tree(base / "whole", "algo-1", ["algo-1"], settings, {"train": images})
+
+    def job(name: str) -> OptMl:
+        return with_checkpoints(job_tree(base / name, "algo-1", ["algo-1"], settings, {"train": images}))
+
+    whole = job("whole")
     assert run(whole, None) == 0
     equal, killed_at = 0, []
     for number in range(KILLS):
-        opt_ml = job_tree(base / f"killed-{number}", "algo-1", ["algo-1"], settings, {"train": images})
+        opt_ml = job(f"killed-{number}")
         killed_at.append(chance.randrange(2, steps))
         assert run(opt_ml, killed_at[-1]) == -signal.SIGKILL
         assert run(opt_ml, None) == 0

@@ -154,7 +154,6 @@ def _place(project: Project, call: ApiCall) -> None:
     there = project.describe_or_none("InferenceComponent", request["InferenceComponentName"])
     if there is None:
         project.send([call])
-        logger.info("-> create InferenceComponent %s", request["InferenceComponentName"])
         return
     members = request["Specification"]
     changed = any(there["Specification"].get(member) != value for member, value in members.items())
@@ -164,7 +163,6 @@ def _place(project: Project, call: ApiCall) -> None:
     if not changed:
         del update["Specification"]
     project.send([ApiCall("sagemaker", "UpdateInferenceComponent", update)])
-    logger.info("-> update InferenceComponent %s", request["InferenceComponentName"])
 
 
 def _has_copies(project: Project, there: dict[str, Any], request: dict[str, Any]) -> bool:

@@ -48,6 +48,8 @@ class Request:
     """ContainerHostname, for several containers in direct mode."""
     session_id: str | None = None
     """`NEW_SESSION`, or the id that its answer named."""
+    component: str | None = None
+    """InferenceComponentName, for an endpoint that hosts several."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ def _arguments(request: Request) -> dict[str, Any]:
             "TargetVariant": request.target_variant,
             "TargetModel": request.target_model,
             "TargetContainerHostname": request.target_container,
+            "InferenceComponentName": request.component,
             "SessionId": request.session_id,
         }
     )

@@ -78,6 +78,8 @@ def sample_request(settings: "Settings") -> str:
     found = (str(path) for paths in folders for path in sorted(paths) if path.suffix in CONTENT_TYPES)
     named_here = "--set" in (settings.origins.get("name"), settings.origins.get("endpoint.name"))
     endpoint = f" --endpoint {endpoint_name(settings.config)}" if named_here else ""
+    components = settings.config.endpoint.components
+    endpoint += f" --component {components[0].name}" if len(components) > 1 else ""
     return shlex.quote(next(found, "FILE")) + endpoint
 
 
@@ -142,6 +144,7 @@ def idle_limit(text: str | None) -> timedelta | None:
 @click.option("--target-variant", help="Ask this variant instead of the one the weights choose.")
 @click.option("--target-model", help="Archive below the prefix of a multi-model endpoint.")
 @click.option("--target-container", help="One of several containers in direct mode.")
+@click.option("--component", help="One of the endpoint's inference components, as launcher.yaml names it.")
 @click.option("--session-id", help="NEW_SESSION, or the id that its answer named.")
 @click.option("--stream", is_flag=True, help="Print the answer's parts as they come.")
 @click.option("--timeout", default="15m", show_default=True, help="How long to wait for an asynchronous answer.")
@@ -163,6 +166,7 @@ def invoke(options: Options, file: Path, **given: Any) -> None:
     from launcher import invoke as invoking
 
     targets = {key: given[key] for key in ("target_variant", "target_model", "target_container", "session_id")}
+    targets["component"] = component_asked(settings, name, given["component"])
     content_type = given["content_type"] or invoking.content_type_of(file)
     request = invoking.Request(name, read_body(file), content_type, given["accept"], **targets)
     project = open_project(settings, options)
@@ -179,6 +183,23 @@ def invoke(options: Options, file: Path, **given: Any) -> None:
         more = {"variant": answer.variant, "seconds": round(answer.seconds, 4), "session_id": answer.session_id}
         return show(options, {**result, **more}, [])
     return write_bytes([answer.body])
+
+
+def component_asked(settings: "Settings", endpoint: str, asked: str | None) -> str | None:
+    """InferenceComponentName of a component: the one asked for, or the only one that there is.
+
+    Raises:
+        ConfigError: the endpoint has several, and none was named.
+    """
+    from launcher.jobs.endpoint import component_name, endpoint_name
+
+    components = [item.name for item in settings.config.endpoint.components]
+    if endpoint != endpoint_name(settings.config):
+        return asked  # of another project: the API's own name
+    if components and asked is None and len(components) > 1:
+        raise ConfigError(f"the endpoint has several components; say which: --component {' or '.join(components)}")
+    chosen = asked or next(iter(components), None)
+    return component_name(settings.config, chosen) if chosen else None
 
 
 def invoke_queued(options: Options, project: "Project", request: "Request", timeout: str) -> None:

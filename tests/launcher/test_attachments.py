@@ -142,6 +142,22 @@ def test_the_plan_says_how_the_traffic_will_move(project):
     assert deployment.rollout_text(project(yaml=ROLE), planned) == ""
 
 
+def test_invoke_knows_the_projects_components(config):
+    from types import SimpleNamespace
+
+    from launcher.commands.endpoints import component_asked
+
+    several = "{name: a, model: s3://b/1}, {name: b, model: s3://b/1}"
+    settings = SimpleNamespace(config=config(f"endpoint.components=[{several}]"))
+    assert component_asked(settings, "digits", "a") == "digits-a"
+    assert component_asked(settings, "theirs", "their-component") == "their-component"
+    with pytest.raises(ConfigError, match="say which: --component a or b"):
+        component_asked(settings, "digits", None)
+    one = SimpleNamespace(config=config("endpoint.components=[{name: a, model: s3://b/1}]"))
+    assert component_asked(one, "digits", None) == "digits-a"
+    assert component_asked(SimpleNamespace(config=config()), "digits", None) is None
+
+
 def test_a_rollback_to_what_is_served_already_is_refused(project, canned):
     arn = "arn:aws:sagemaker:us-east-1:123456789012:endpoint/digits"
     canned("DescribeEndpoint", {"EndpointConfigName": "old", "EndpointArn": arn})

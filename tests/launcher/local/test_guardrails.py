@@ -324,3 +324,22 @@ def total(aws, metric, dimensions):
         Statistics=["Sum"],
     )["Datapoints"]
     return sum(point["Sum"] for point in points)
+
+
+def test_a_rolling_rollback_whose_old_model_no_longer_starts_says_so(fast, served, configuration, alarm, tmp_path):
+    flag = tmp_path / "broken"
+    name, _ = served(count=2)
+    breaking = configuration(2, PREFIX="middle ", BREAK_IF=str(flag))
+    update(fast, name, breaking, BlueGreenUpdatePolicy=traffic("ALL_AT_ONCE", 0))
+    fast.wait_for(lambda: describe(fast, name), lambda found: found["EndpointStatus"] == "InService")
+    ringing = alarm(name)
+    policy = {"MaximumBatchSize": {"Type": "INSTANCE_COUNT", "Value": 1}, "WaitIntervalInSeconds": 3600}
+    update(fast, name, configuration(2, PREFIX="new "), [ringing], RollingUpdatePolicy=policy)
+    fast.wait_for(lambda: describe(fast, name), baking)
+    flag.touch()
+    fast.client("cloudwatch").set_alarm_state(AlarmName=ringing, StateValue="ALARM", StateReason="a person")
+    failed = fast.wait_for(
+        lambda: describe(fast, name), lambda found: found["EndpointStatus"] == "UpdateRollbackFailed"
+    )
+    assert "The rollback failed" in failed["FailureReason"]
+    assert fast.invoke(name, b"x")["Body"].read() in (b"middle X", b"new X")  # what runs goes on serving

@@ -2,11 +2,13 @@
 
 What one turn of the loop has read is handed over together, so that the compute threads are woken once for all of it.
 While the model is quick the loop then waits for the answers, some milliseconds at most, instead of going to sleep and
-being woken: that is cheaper, and a slow prediction cannot hold the loop longer than that.
+being woken: that is cheaper, and a slow prediction cannot hold the loop longer than that. With several compute threads
+it does not: one of them could be idle while the request for it has not been read.
 """
 
 import asyncio
 import contextlib
+import math
 import time
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -16,10 +18,10 @@ from container.serve.exchange import Response
 from container.serve.service import Service
 
 LOOK_SECONDS = 0.25  # how soon a deadline is noticed; a shorter request never pays for it
-PATIENCE_SECONDS = 0.002  # so long the loop waits for the next answer of a quick model,
-PATIENCE_IN_ALL_SECONDS = 0.01  # and so long for all that one turn has asked
+PATIENCE_SECONDS = 0.005  # so long the loop waits for the next answer of a quick model,
+PATIENCE_IN_ALL_SECONDS = 0.02  # and so long for all that one turn has asked
 PAUSE_SECONDS = 0.01  # after a wait in vain the loop does not wait for so long, after the next for twice as long,
-LONGEST_PAUSE_SECONDS = 1.0  # and so on up to this: a slow model costs it the five hundredth part of its time
+LONGEST_PAUSE_SECONDS = 1.0  # and so on up to this: a slow model costs it half a percent of its time
 
 
 class Waiter(Protocol):
@@ -45,7 +47,7 @@ class Front:
         """Whether the loop takes the answers by itself; else it must be woken."""
         self._woken = False
         self._pause = PAUSE_SECONDS
-        self._wait_again = 0.0
+        self._wait_again = 0.0 if service.plan.compute_threads == 1 else math.inf
 
     def submit(self, waiter: Waiter, model: str | None) -> None:
         """Have `waiter.call` answered; `waiter.take` gets the answer unless the waiter is forgotten before."""

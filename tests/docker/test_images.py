@@ -94,7 +94,7 @@ def test_c114_no_capability_is_claimed_without_tests(train_image, serve_image):
         for name in inspect(image)["Config"]["Labels"]
         if name.startswith("com.amazonaws.sagemaker.capabilities.")
     }
-    assert claimed == {"accept-bind-to-port", "multi-models"}  # C128's test; C115 to C127
+    assert claimed == {"accept-bind-to-port", "bidirectional-streaming", "multi-models"}  # C128; C111; C115..C127
 
 
 def test_c144_the_images_are_within_the_serverless_limit(image):

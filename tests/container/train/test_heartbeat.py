@@ -40,7 +40,6 @@ def test_c64_a_host_killed_as_a_whole_is_named_by_the_one_that_is_left(training_
     assert job.processes[survivor].wait(60) == 1, job.log(survivor)
     reason = job.failure(survivor)
     assert reason.startswith(f"HostLost: {victim} fell silent at "), reason
-    assert " after step " in reason
     assert f"said no goodbye (rank {rank} on {victim})\n(hint: its instance or container was killed" in reason
 
 

@@ -4,7 +4,7 @@ A form is taken only where its answers agree and it gains `WORTH`; all are measu
 none alone. Measured on two CPU cores, one image, one thread (eager, channels last, frozen; milliseconds): resnet18
 55/50/44, mobilenet_v3_small 8.8/7.6/6.8, efficientnet_b0 29/29/27, vit_b_16 449/450/444, convnet 1.8/1.2/1.5. Building
 and measuring took 0.1 to 7 s, so that it is done beside the first answers. `torch.compile` is not among the forms: it
-needs a compiler, and the image has none.
+needs a compiler, which the image lacks unless it is built with KEEP_COMPILER.
 """
 
 import copy

@@ -1,10 +1,10 @@
-"""examples/train-pipe runs as it stands."""
+"""examples/train/pipe runs as it stands."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "train-pipe"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "train" / "pipe"
 
 
 def test_the_pipe_example_trains_on_every_streamed_image_and_leaves_a_model():

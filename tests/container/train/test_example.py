@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "train-own-script"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "train" / "helpers"
 
 
 def test_the_example_trains_on_two_hosts():

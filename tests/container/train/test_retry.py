@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "train-own-script" / "train.py"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "train" / "helpers" / "train.py"
 SETTINGS = {"epochs": 12, "steps": 40}
 
 

@@ -15,7 +15,7 @@ HOSTS = ("algo-1", "algo-2")
 
 
 def main() -> int:
-    base = Path(tempfile.mkdtemp(prefix="train-own-script-"))
+    base = Path(tempfile.mkdtemp(prefix="train-helpers-"))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

@@ -104,7 +104,9 @@ def test_c51_c52_c55_c59_c60_stopped_and_resumed_on_fewer_hosts_equals_uninterru
     assert resumed.run() == {"algo-1": 0}, resumed.log()
     step = int(re.search(r"left the loop at step (\d+)", stopped.log())[1])
     assert f"resumed from the checkpoint of step {step} of 300" in resumed.log()
-    assert largest_difference(weights(whole), weights(resumed)) < 1e-4
+    # Two ranks add up a batch in another order than one, and 300 steps amplify that: how much depends on where the stop
+    # came: 2e-4 was seen, of weights of about 0.1. On as many hosts it is bit for bit, below.
+    assert largest_difference(weights(whole), weights(resumed)) < 1e-3
     history = [json.loads(line) for line in (resumed.opt_ml().output_data / "metrics.jsonl").read_text().splitlines()]
     assert history[-1]["step"] == 300
 

@@ -13,6 +13,12 @@ from container.train.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
+STATE = {"scaler", "generators", "step", "steps_per_epoch", "averaged", "architecture", "classes", "history"}
+WHOLE = STATE | {"model", "optimizer"}
+BEST = {"accuracy", "step", "model"}
+OTHER_PREFIX = "use an empty checkpoint location (CheckpointConfig.S3Uri), or the image that wrote it"
+ERROR_LETTERS = 300  # of torch's message, which may list every tensor
+
 
 def save_checkpoint(job: Job) -> None:
     """Everything a job needs to go on as if nothing had happened. Called on every rank."""
@@ -53,13 +59,14 @@ def resume(job: Job) -> None:
     """Continue from the newest whole checkpoint, on every rank; without one, start afresh.
 
     Raises:
-        DataError: the checkpoint belongs to another network, other classes, or was made without `ema_decay`.
+        DataError: the checkpoint belongs to another network or optimizer, other classes, or an earlier build.
         CheckpointMismatchError: the same, under `parallel=fsdp`.
     """
     process = job.process
     state = job.sharded.load(networks(job), job.optimizer) if job.sharded else load_whole(job)
     if state is None:
         return
+    require_keys(job, "sharded" if job.sharded else "last", state, STATE)
     job.scaler.load_state_dict(state["scaler"])
     if job.average:
         job.average.count = state["averaged"]
@@ -73,6 +80,7 @@ def resume(job: Job) -> None:
     job.metrics = Metrics(job.environment.opt_ml.output_data / "metrics.jsonl", process.rank, state["history"])
     best = process.from_first(job.checkpoints.load("best") if process.is_first else None)
     if best is not None:
+        require_keys(job, "best", best, BEST)
         job.best_accuracy, job.best_step, job.best_weights = best["accuracy"], best["step"], best["model"]
     if process.is_first:
         logger.info("resumed from the checkpoint of step %d of %d", job.step, job.total_steps)
@@ -82,19 +90,49 @@ def load_whole(job: Job) -> dict[str, Any] | None:
     """Rank 0's newest whole checkpoint into network and optimizer of every rank; returns the rest of it.
 
     Raises:
-        DataError: it belongs to another network, other classes, or was made without `ema_decay`.
+        DataError: it belongs to another network or optimizer, other classes, or an earlier build.
     """
     process = job.process
     state = process.from_first(job.checkpoints.load() if process.is_first else None)
     if state is None:
         return None
+    require_keys(job, "last", state, WHOLE)
     average = "a moving average" if job.average else "no moving average"
     made = (state["architecture"], tuple(state["classes"]), state["averaged"] is not None)
     if made != (job.signature.architecture, job.signature.classes, job.average is not None):
         raise DataError(
-            f"the checkpoint is of {made[0]} for classes {list(made[1])}, the job of {job.signature.architecture} "
-            f"for {list(job.signature.classes)}, with {average}: use an empty checkpoint location"
+            f"{name_of(job, 'last', state)} is of {made[0]} for classes {list(made[1])}, the job of "
+            f"{job.signature.architecture} for {list(job.signature.classes)}, with {average}: {OTHER_PREFIX}"
         )
-    networks(job).load_state_dict(state["model"])
-    job.optimizer.load_state_dict(state["optimizer"])
+    try:
+        networks(job).load_state_dict(state["model"])
+        load_optimizer(job.optimizer, state["optimizer"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        problem = " ".join(str(error).split())[:ERROR_LETTERS]
+        raise DataError(f"{name_of(job, 'last', state)} does not fit this job: {problem}: {OTHER_PREFIX}") from error
     return state
+
+
+def require_keys(job: Job, kind: str, state: dict[str, Any], keys: set[str]) -> None:
+    """Raise DataError where another build wrote the checkpoint, with other keys."""
+    if missing := sorted(keys - state.keys()):
+        raise DataError(
+            f"{name_of(job, kind, state)} is of another build of the image: it has no {', '.join(missing)}: "
+            f"{OTHER_PREFIX}"
+        )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load a state dict; raise ValueError where its groups lack what the next step reads: torch takes them as is."""
+    wanted = [set(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for number, (names, group) in enumerate(zip(wanted, optimizer.param_groups, strict=True)):
+        if missing := sorted(names - set(group)):
+            raise ValueError(f"the optimizer's group {number} has no {', '.join(missing)}")
+
+
+def name_of(job: Job, kind: str, state: dict[str, Any]) -> str:
+    """For people: the checkpoint that `state` was read from."""
+    step = f"{state['step']:09d}" if isinstance(state.get("step"), int) else "*"
+    suffix = "" if kind == "sharded" else ".pt"
+    return f"checkpoint {job.checkpoints.directory}/{kind}-{step}{suffix}"

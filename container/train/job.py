@@ -128,7 +128,7 @@ class Job:
     @property
     def autocast(self) -> Any:
         dtype = amp_dtype(self.process.device, self.settings)
-        return torch.autocast(self.process.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+        return contextlib.nullcontext() if dtype is None else torch.autocast(self.process.device.type, dtype=dtype)
 
 
 def amp_dtype(device: torch.device, settings: Settings) -> torch.dtype | None:

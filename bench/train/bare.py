@@ -26,7 +26,9 @@ def main(images_dir: str, output: str, epochs: int, batch: int) -> None:
     )
     del pixels
     network = build_network("convnet", len(classes), tuple(shape))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
+    kernels, others = ([p for p in network.parameters() if (p.ndim > 1) == decays] for decays in (True, False))
+    groups = [{"params": kernels, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, eps=1e-6, fused=True)
     for _ in range(epochs):
         for chosen in torch.randperm(len(images)).split(batch):
             inputs = augment(normalize(images[chosen], signature), torch.rand(len(chosen), 6))

@@ -4,11 +4,14 @@
 
 Without names every part but `deadline`, which waits 105 s for a script that does not stop. Everything alternates, so
 that whatever else the machine does hits both sides; medians are printed. `gpu` needs a GPU, `docker` the image.
+A part that fails or hangs does not end the others; the exit status is 1 then.
 """
 
 import argparse
+import contextlib
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +22,8 @@ from gpu import gpu
 from jobs import TRAIN, alternate, free_port, job_tree
 from loop import docker_hosts, memory, scaling, steady
 from recovery import checkpoint, deadline, kills, stop
+
+PART_SECONDS = 1200  # the longest takes half of it on two busy cores
 
 
 def startup(base: Path) -> None:
@@ -72,17 +77,33 @@ def main() -> None:
     parser.add_argument("part", nargs="*", choices=[*PARTS, []], help="default: all but deadline")
     chosen = parser.parse_args().part or [name for name in PARTS if name != "deadline"]
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {time.strftime('%F')}")
+    failed = 0
     for name in chosen:
         began = time.monotonic()
         # A process each: what one part leaves in memory or in torch's settings is nothing to the next.
-        with tempfile.TemporaryDirectory(prefix="bench-train-") as base:
+        with tempfile.TemporaryDirectory(prefix="bench-train-", ignore_cleanup_errors=True) as base:
             code = f"import bench; from pathlib import Path; bench.PARTS[{name!r}](Path({base!r}))"
             environ = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-            status = subprocess.run([sys.executable, "-c", code], env=environ, check=False).returncode
+            status = run_part(code, environ)
+        failed += status != 0
         print(
-            f"  ({name}: {time.monotonic() - began:.0f} s{'' if status == 0 else f', FAILED with {status}'})",
+            f"  ({name}: {time.monotonic() - began:.0f} s{'' if status == 0 else f', FAILED: {status}'})",
             flush=True,
         )
+    sys.exit(1 if failed else 0)
+
+
+def run_part(code: str, environ: dict[str, str]) -> int | str:
+    """Its exit status; one that hangs is ended with all that it started, so that the others have their turn."""
+    part = subprocess.Popen([sys.executable, "-c", code], env=environ, start_new_session=True)
+    try:
+        return part.wait(PART_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"not done within {PART_SECONDS} s"
+    finally:  # also after an interrupt, and after a failure that left a rank behind
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(part.pid, signal.SIGKILL)
+        part.wait()
 
 
 if __name__ == "__main__":

@@ -112,7 +112,9 @@ def bare_loop(inputs) -> tuple[float, float, int]:
 
     signature = inputs.signature
     network = build_network(signature.architecture, 10, signature.image_shape)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
+    kernels, others = ([p for p in network.parameters() if (p.ndim > 1) == decays] for decays in (True, False))
+    groups = [{"params": kernels, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, eps=1e-6, fused=True)
     images, labels = inputs.data["train"].images, inputs.data["train"].labels
     began, cpu_began, steps = time.perf_counter(), time.process_time(), 0
     for epoch in range(4):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from container.serve import codec, lines
+from container.serve.batch_size import agree
 from container.serve.call import Call
 from container.serve.exchange import BadRequest
 from container.serve.interface import Interface
@@ -47,6 +48,8 @@ class ArrayModel:
         self.floating = _floating_dtype(self.model) if self.is_module else None
         """The torch dtype that integers are turned into; None: they stay integers."""
         self.default_accept = default_accept
+        self.batches = True
+        """Whether requests may be put together at all."""
         self._batches: dict[Hashable, bool] = {}
         """Per key whether a batch was seen to give the same rows as single requests; absent: not tried yet."""
 
@@ -58,7 +61,7 @@ class ArrayModel:
 
     def batch_key(self, data: Any) -> Hashable:
         """Arrays of equal row shape and dtype, until a batch of them was seen to change an answer."""
-        if not self.is_module or not isinstance(data, np.ndarray) or data.ndim < 2:
+        if not self.batches or not self.is_module or not isinstance(data, np.ndarray) or data.ndim < 2:
             return None
         key = (data.dtype.str, data.shape[1:])
         return key if self._batches.get(key, True) else None
@@ -76,7 +79,7 @@ class ArrayModel:
             return together
         # The first batch of its kind is computed both ways: a module may mix rows (a sequence without a batch axis).
         alone = [self._predict(data) for data in batch]
-        self._batches[key] = all(_agree(one, other) for one, other in zip(together, alone, strict=True))
+        self._batches[key] = all(agree(one, other) for one, other in zip(together, alone, strict=True))
         return alone
 
     def _predict_rows(self, batch: Sequence[np.ndarray]) -> list[Any]:
@@ -121,14 +124,28 @@ class ArrayModel:
         return codec.encode_prediction(_to_numpy(prediction), kind), kind
 
     def interface(self) -> Interface:
-        return Interface()
+        return Interface(example=self.example)
 
     def warm_up(self) -> tuple[bytes, str] | None:
         """The example as a request this model must be able to answer."""
         return None if self.example is None else (codec.encode_npy(self.example), codec.NPY)
 
-    def tune(self) -> str:
+    def tune(self, keep_loaded: bool) -> str:
         return ""  # a user's module may do things that tracing does not see
+
+    def examples(self, count: int) -> list[Any]:
+        """Inputs like the example, none like another: only so does it show that an answer depends on its neighbours."""
+        if self.example is None:
+            return []
+        generator = np.random.default_rng(0)
+        if np.issubdtype(self.example.dtype, np.floating):
+            noise = generator.random((count, *self.example.shape))
+            return [(self.example + part).astype(self.example.dtype) for part in noise]
+        return [generator.permuted(self.example.ravel()).reshape(self.example.shape) for _ in range(count)]
+
+    def predict_alone(self) -> None:
+        """Never put requests together from now on."""
+        self.batches = False
 
 
 def _ready(module: Any, device: str) -> Any:
@@ -181,9 +198,3 @@ def _writable(data: Any) -> np.ndarray:
     if not isinstance(data, np.ndarray):
         raise BadRequest(f"the model takes an array of numbers, got {type(data).__name__}")
     return data if data.flags.writeable and data.flags.c_contiguous else data.copy()
-
-
-def _agree(one: Any, other: Any) -> bool:
-    if not isinstance(one, np.ndarray) or not isinstance(other, np.ndarray) or one.shape != other.shape:
-        return False
-    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True))

@@ -97,6 +97,10 @@ class Batcher:
         for _ in self._threads:
             self._queue.put(None)
 
+    def limit(self, max_batch_size: int) -> None:
+        """Form no larger batches than these from now on."""
+        self._max_batch_size = min(self._max_batch_size, max_batch_size)
+
     def alive(self) -> bool:
         """Whether every compute thread can still take work."""
         return all(thread.is_alive() for thread in self._threads)

@@ -28,8 +28,8 @@ class ImageClassifier:
         default_accept: str,
         placeholders: bool = False,
     ) -> None:
-        self.model = network
-        """As it was loaded: what the user's functions get."""
+        self.model: torch.nn.Module | None = network
+        """As it was loaded: what the user's functions get; None where they are none and another form is served."""
         self.network: Network = network
         """[B, C, H, W] -> logits [B, num_classes]; on `device`, in eval mode."""
         self.signature = signature
@@ -172,12 +172,29 @@ class ImageClassifier:
         """A request this model must be able to answer: one black image."""
         return codec.encode_npy(np.zeros(self.signature.image_shape, np.float32)), codec.NPY
 
-    def tune(self) -> str:
-        """Serve the network in another form where that gives the same answers in less time."""
+    def tune(self, keep_loaded: bool) -> str:
+        """Serve the network in another form where that gives the same answers in less time.
+
+        Args:
+            keep_loaded: whether somebody uses the network as it was loaded, too.
+        """
+        assert self.model is not None
         shape = self.signature.image_shape
         examples = [torch.rand(count, *shape, device=self.device) for count in (1, 3)]
         self.network, line = fastest_form(self.model, examples)
+        if not keep_loaded:
+            self.model = None
         return line
+
+    def examples(self, count: int) -> list[Any]:
+        """Inputs float32 [1, C, H, W], none like another."""
+        generator = torch.Generator().manual_seed(0)
+        return [torch.rand(1, *self.signature.image_shape, generator=generator) for _ in range(count)]
+
+    def predict_alone(self) -> None:
+        """Show the network one image at a time from now on, those of one request as well."""
+        network = self.network
+        self.network = lambda images: torch.cat([network(image[None]) for image in images])
 
 
 def _record(value: Any) -> Any:

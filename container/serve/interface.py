@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Interface:
     """Of one model; the default says that it takes arrays and answers with something."""
 
     image_shape: tuple[int, int, int] | None = None
-    """[C, H, W] of one image, pixel values 0 to 255; None: arrays of any shape."""
+    """[C, H, W] of one image, pixel values 0 to 255; None: arrays."""
     classes: tuple[str, ...] = ()
+    example: np.ndarray | None = None
+    """An array that the model takes; None: of any shape."""

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from container import contract
 from container.serve import memory
+from container.serve.batch_size import agree, fitting_batch_size
 from container.serve.call import Call
-from container.serve.exchange import Request
+from container.serve.exchange import Request, ServeError
 from container.serve.failures import told_while_slow
 from container.serve.handlers import find_program
 from container.serve.modules import PrivateModules
-from container.serve.plan import ServerPlan, is_true
+from container.serve.plan import MAX_BATCH_SIZE, ServerPlan, is_true
 from container.serve.predictor import Place, Predictor, load_predictor
 from container.serve.requirements import check_requirements
 from container.serve.service import Service
@@ -93,7 +94,7 @@ def is_tuned(device: str, environ: Mapping[str, str]) -> bool:
     return is_true(environ, TUNE) if environ.get(TUNE) else device == "cpu"
 
 
-def tune(predictor: Predictor, environ: Mapping[str, str]) -> None:
+def tune(service: Service, predictor: Predictor, environ: Mapping[str, str]) -> None:
     """Make a model that answers already faster, and say how; takes seconds. A failure leaves it as it is."""
     if not is_tuned(predictor.defaults.device, environ):
         return
@@ -103,8 +104,32 @@ def tune(predictor: Predictor, environ: Mapping[str, str]) -> None:
         logger.warning("the model is served as it was loaded: %s", error)
         return
     if done:
-        _leave_out_of_collection()
         logger.info("%s", done)
+    if not environ.get(MAX_BATCH_SIZE):
+        limit_batch(service, predictor)
+    if done:
+        gc.unfreeze()  # the network as it was loaded may be garbage by now
+        _leave_out_of_collection()
+
+
+def limit_batch(service: Service, predictor: Predictor) -> None:
+    """Find by measuring how many requests should share a batch, where the model has an example to measure with."""
+    plan, model = service.plan, predictor.defaults
+    records = [] if predictor.warm_up() is None else model.examples(plan.max_batch_size)
+    if len(records) < 2 or model.batch_key(records[0]) is None:
+        return
+    try:
+        together, alone = model.predict(records[:3]), [model.predict([record])[0] for record in records[:3]]
+        if all(agree(one, other) for one, other in zip(together, alone, strict=True)) and model.batch_key(records[0]):
+            size, line = fitting_batch_size(model.predict, records, plan.max_process_memory_bytes, plan.compute_threads)
+        else:
+            model.predict_alone()
+            size, line = 1, "one record at a time is served: a batch was not answered as single records are"
+    except (RuntimeError, MemoryError, ServeError) as error:  # an example like the model's own that it does not take
+        logger.warning("batches are not measured: %s", error)
+        return
+    service.limit_batch(size)
+    logger.info("%s", line)
 
 
 def _leave_out_of_collection() -> None:

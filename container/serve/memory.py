@@ -4,6 +4,7 @@ import ctypes
 import gc
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 CGROUP_2 = Path("/sys/fs/cgroup")
@@ -42,6 +43,21 @@ def held(pid: int | str = "self") -> int:
         OSError: there is no such process.
     """
     return _status(pid, "RssAnon:") + _status(pid, "RssShmem:")
+
+
+def peak_growth(work: Callable[[], object]) -> int:
+    """Bytes that this process held at most while `work` ran, over what it held before; other threads' count as well.
+
+    Where the kernel does not let the peak be reset (a seccomp profile may forbid it), what is held afterwards.
+    """
+    before = _status("self", "VmRSS:")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+    except OSError:
+        work()
+        return max(0, _status("self", "VmRSS:") - before)
+    work()
+    return max(0, _status("self", "VmHWM:") - before)
 
 
 def bound_growth(by_bytes: int) -> None:

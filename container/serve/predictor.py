@@ -6,18 +6,18 @@ image classifier's, or the plain array formats for whatever `model_fn` returned.
 
 import functools
 import logging
-import re
 import sys
-from collections.abc import AsyncIterator, Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from container import contract
-from container.serve import codec, tracing
+from container.serve import codec
+from container.serve.answers import answer
 from container.serve.array_model import ArrayModel
 from container.serve.call import Call
-from container.serve.exchange import HandlerFailed, NotFound, Request, Response, ServeError
+from container.serve.exchange import HandlerFailed, NotFound, Request, Response
 from container.serve.handlers import Context, HandlerError, UserFunctions, find_program, load_functions
 from container.serve.interface import Interface
 from container.serve.lines import NO_RECORDS
@@ -30,9 +30,6 @@ from container.serve.vision import import_torchvision
 logger = logging.getLogger(__name__)
 
 UTF8_TYPES = (codec.JSON, codec.CSV, codec.JSON_LINES)  # handed to input_fn as text, as AWS's toolkit does
-HEADER_LIMIT = 1024  # of a response header that SageMaker passes on
-HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding", "connection"})  # the server's own business
 
 
 class Model(Protocol):
@@ -40,6 +37,7 @@ class Model(Protocol):
 
     default_accept: str
     device: str
+    model: Any
 
     def decode(self, call: Call) -> Any: ...
 
@@ -54,7 +52,12 @@ class Model(Protocol):
 
     def warm_up(self) -> tuple[bytes, str] | None: ...
 
-    def tune(self) -> str: ...
+    def tune(self, keep_loaded: bool) -> str: ...
+
+    def examples(self, count: int) -> list[Any]:
+        """So many inputs to measure with, none like another; none where only the user knows what one looks like."""
+
+    def predict_alone(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class Predictor:
             return prediction
         if isinstance(prediction, tuple) and len(prediction) == 2 and isinstance(prediction[1], str):
             prediction, kind = prediction
-        return _answer(prediction, kind, call, self._session_headers(call))
+        return answer(prediction, kind, call, self._session_headers(call))
 
     @property
     def converses(self) -> bool:
@@ -185,7 +188,12 @@ class Predictor:
 
     def tune(self) -> str:
         """Make the default model faster where that can be measured; returns what was done, for the log."""
-        return self.defaults.tune()
+        keep = bool(self.functions.names())
+        _ = self.memory_bytes  # counted while the network is there
+        done = self.defaults.tune(keep)
+        if not keep:
+            self.model = self.defaults.model
+        return done
 
     def _accept(self, call: Call) -> str:
         """The one media type a handler is asked for."""
@@ -194,7 +202,6 @@ class Predictor:
 
 
 NO_FUNCTIONS = UserFunctions()
-END = object()
 
 
 def load_predictor(model_dir: Path, environ: Mapping[str, str], place: Place) -> Predictor:
@@ -268,67 +275,3 @@ def _check_default_predict(functions: UserFunctions, model: Any, program: Path |
     if functions.predicts or callable(model):
         return
     raise HandlerError(f"{program}: model_fn returned {type(model).__name__}, which cannot be called; write predict_fn")
-
-
-def _answer(result: Any, kind: str, call: Call, session_headers: Mapping[str, str]) -> Response:
-    headers = {**call.context.response_headers, **session_headers} if call.context else {}
-    for name in [name for name in headers if name.lower() == "content-type"]:
-        kind = headers.pop(name)
-    if headers:
-        check_headers({**headers, "Content-Type": kind})
-    else:
-        check_content_type(kind)
-    extra = tuple(headers.items())
-    if isinstance(result, Iterator):
-        pieces = _pieces(result, call.request.headers)
-        return Response(200, pieces if wants_stream(call) else b"".join(pieces), kind, extra)
-    return Response(200, codec.to_bytes(result), kind, extra)
-
-
-def _pieces(result: Iterator[Any], headers: Mapping[str, str]) -> Iterator[bytes]:
-    """The handler's pieces as bytes; each is made on whichever thread asks for it, for the request of `headers`."""
-    try:
-        while True:
-            with tracing.working_on(headers):
-                piece = next(result, END)
-            if piece is END:
-                return
-            yield codec.to_bytes(piece)
-    finally:
-        if isinstance(result, Generator):  # closed early: the client has gone
-            result.close()
-
-
-@functools.lru_cache(maxsize=256)
-def check_content_type(kind: str) -> None:
-    """As `check_headers`, of an answer that has no other header."""
-    check_headers({"Content-Type": kind})
-
-
-def check_headers(headers: Mapping[str, str]) -> None:
-    """Refuse response headers that would break the answer's framing or that SageMaker would not pass on.
-
-    Raises:
-        HandlerFailed: a name or value is not allowed.
-    """
-    for name, value in headers.items():
-        if not HEADER_NAME.fullmatch(name) or name.lower() in FRAMING_HEADERS:
-            raise HandlerFailed(f"a handler set the response header {name!r}, which it may not")
-        if not isinstance(value, str) or len(value) > HEADER_LIMIT or not value.isascii() or not value.isprintable():
-            raise HandlerFailed(f"response header {name} must be printable ASCII of at most {HEADER_LIMIT} characters")
-
-
-def wants_stream(call: Call) -> bool:
-    """Whether this request asked for a stream: by its handler, by Accept, or by `"stream": true` in a JSON body."""
-    if call.context and call.context.stream:
-        return True
-    if codec.preferences(call.request.headers.get("accept"))[:1] == ["text/event-stream"]:
-        return True
-    headers, body = call.request.headers, call.request.body
-    if codec.media_type(headers.get("content-type")) != codec.JSON or b'"stream"' not in body:
-        return False
-    try:
-        value = codec.decode_json(body)
-    except ServeError:
-        return False
-    return isinstance(value, dict) and value.get("stream") is True

@@ -223,7 +223,7 @@ class Gunicorn(BaseApplication):
             os._exit(CANNOT_LOAD)  # a thread cannot end the process otherwise
         self.health.mark(self.slot, State.READY)
         if predictor is not None:
-            load.tune(predictor, os.environ)
+            load.tune(service, predictor, os.environ)
 
     def device(self) -> str:
         return f"cuda:{self.slot % self.machine.gpus}" if self.machine.gpus else "cpu"

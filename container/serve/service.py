@@ -71,13 +71,17 @@ class Service:
             return
         body, content_type = warm_up
         request = Request("POST", contract.INVOCATIONS_PATH, {"content-type": content_type}, body)
-        _, response = self._invoke(request, None)
+        _, response = self._wait(request, lambda call: self._submit(call, None))  # its size is not the caller's fault
         if response.status != 200:
             raise RuntimeError(f"the warm-up request was answered with {response.status}: {response.body!r}")
 
     def serve_registry(self) -> None:
         """Begin to answer for the models that the platform will load."""
         self._batcher.start()
+
+    def limit_batch(self, size: int) -> None:
+        """Let at most so many requests share a batch, where that is less than the plan's."""
+        self._batcher.limit(size)
 
     def stop(self) -> None:
         """Let the compute threads end after what waits."""
@@ -106,7 +110,7 @@ class Service:
 
     def invoke(self, request: Request, model: str | None = None) -> Response:
         """Answer a request, waiting for it; of the model of that name in multi-model mode."""
-        call, response = self._invoke(request, model)
+        call, response = self._wait(request, lambda call: self.submit(call, model))
         self.answered(call, response)
         return response
 
@@ -117,7 +121,7 @@ class Service:
             route = path if path == contract.INVOCATIONS_PATH else INVOKE_MODEL_ROUTE
             self.metrics.answered(call, response.status, route)
 
-    def _invoke(self, request: Request, model: str | None) -> tuple[Call, Response]:
+    def _wait(self, request: Request, submit: Callable[[Call], None]) -> tuple[Call, Response]:
         answered = threading.Event()
         answers: list[Response] = []
 
@@ -126,7 +130,7 @@ class Service:
             answered.set()
 
         call = Call(request, done)
-        self.submit(call, model)
+        submit(call)
         if not answered.wait(self.plan.request_timeout_seconds):
             call.cancelled = True
             return call, self.deadline_exceeded(call).response()
@@ -134,9 +138,13 @@ class Service:
 
     def submit(self, call: Call, model: str | None = None) -> None:
         """Have a request answered through `call.done`, on this or another thread, exactly once."""
+        if len(call.request.body) > self.plan.max_request_bytes:
+            call.answer(self.too_large(len(call.request.body)).response())
+        else:
+            self._submit(call, model)
+
+    def _submit(self, call: Call, model: str | None) -> None:
         try:
-            if len(call.request.body) > self.plan.max_request_bytes:
-                raise self.too_large(len(call.request.body))
             if model is not None and self.registry is not None:
                 call.predictor, call.release = self.registry.borrow(model)
             elif self.registry is not None:

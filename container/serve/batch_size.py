@@ -1,0 +1,68 @@
+"""How many requests a model's batch holds: as many as this machine gains from, by the clock and by the memory."""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from container.serve import memory
+
+WORTH = 0.95  # a record of the larger batch takes at most this share of one of the smaller
+REPEATS = 7
+PAIR_SECONDS = 3.0  # of measuring two sizes; the measuring takes turns with the first answers
+
+Predict = Callable[[Sequence[Any]], list[Any]]
+
+
+def fitting_batch_size(
+    predict: Predict, records: Sequence[Any], bound_bytes: int | None, threads: int
+) -> tuple[int, str]:
+    """The largest batch worth forming, of 1, 2, 4, …, and a line that says why it is that.
+
+    Args:
+        predict: one answer for each of several records.
+        records: different ones, as many as the largest batch may hold.
+        bound_bytes: what this process may hold while each of `threads` predicts; None: as much as there is.
+        threads: how many batches this process computes at once.
+    """
+    size, per_record = 1, 0.0
+    figures: list[str] = []
+    reason = "no larger one is allowed"
+    while 2 * size <= len(records):
+        held, grown = memory.held(), memory.peak_growth(functools.partial(predict, records[:size]))
+        if bound_bytes is not None and held + 2 * grown * threads > bound_bytes:
+            reason = f"twice as many may need {(held + 2 * grown * threads) / 1e6:.0f} MB of {bound_bytes / 1e6:.0f} MB"
+            break
+        per_record, larger = measure(predict, records, size)
+        figures = figures or [f"1: {per_record * 1e3:.3g}"]
+        figures.append(f"{2 * size}: {larger * 1e3:.3g}")
+        if larger > per_record * WORTH:
+            reason = f"{2 * size} gain less than {1 - WORTH:.0%} a record"
+            break
+        size *= 2
+    shown = f" (ms a record, {', '.join(figures)})" if figures else ""
+    return size, f"at most {size} requests share a batch: {reason}{shown}"
+
+
+def measure(predict: Predict, records: Sequence[Any], size: int) -> tuple[float, float]:
+    """Seconds a record in batches of `size` and of twice as many, in turn: the fastest run of each counts."""
+    best = {size: float("inf"), 2 * size: float("inf")}
+    began = time.perf_counter()
+    for turn in range(REPEATS + 1):
+        for count in best:
+            started = time.perf_counter()
+            predict(records[:count])
+            if turn:  # the first warms up
+                best[count] = min(best[count], (time.perf_counter() - started) / count)
+        if turn and time.perf_counter() - began > PAIR_SECONDS:
+            break
+    return best[size], best[2 * size]
+
+
+def agree(one: Any, other: Any) -> bool:
+    """Whether two answers are arrays of the same numbers."""
+    if not isinstance(one, np.ndarray) or not isinstance(other, np.ndarray) or one.shape != other.shape:
+        return False
+    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True))

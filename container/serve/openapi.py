@@ -1,9 +1,13 @@
 """The OpenAPI 3.1 document of the very model that is served: its shapes, its classes, an example, its errors."""
 
+import json
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import reduce
 from math import prod
 from typing import Any
+
+import numpy as np
 
 from container import contract
 from container.serve.codec import CSV, JSON, JSON_LINES, NPY, RECORD_TYPES
@@ -33,6 +37,7 @@ HEADERS = {
 }
 
 Schema = dict[str, Any]
+PIXEL: Schema = {"type": "number", "minimum": 0, "maximum": 255}
 
 
 def openapi(service: Service) -> Response:
@@ -85,6 +90,8 @@ def common_paths() -> dict[str, Any]:
 def invocation(predictor: Predictor, interface: Interface) -> dict[str, Any]:
     """`POST /invocations`. Functions of the user's may read and write what only their author knows."""
     functions = set(predictor.functions.names())
+    if functions:  # they may take another input than the model does
+        interface = replace(interface, example=None)
     reads: dict[str, Any] = {"*/*": {}} if functions & set(READERS) else request_content(interface)
     writes: dict[str, Any] = {"*/*": {}} if functions & set(WRITERS) else answer_content(interface)
     return {
@@ -103,6 +110,8 @@ def request_content(interface: Interface) -> dict[str, Any]:
     """By content type what the default decoders take."""
     binary: dict[str, Any] = {kind: {} for kind in RECORD_TYPES}
     shape = interface.image_shape
+    if interface.example is not None:
+        return {**array_content(interface.example), **binary}
     if shape is None:
         return {
             JSON: {"schema": {}, "example": [[1, 2, 3]]},
@@ -129,6 +138,32 @@ def request_content(interface: Interface) -> dict[str, Any]:
     return content
 
 
+def array_content(example: np.ndarray) -> dict[str, Any]:
+    """By content type what a program that was exported with `example` [B, …] takes."""
+    number: Schema = {"type": "integer" if np.issubdtype(example.dtype, np.integer) else "number"}
+    records = _nested(example.shape[1:], number)
+    if example.ndim:
+        records = {"type": "array", "minItems": 1, "items": records}
+    instances = {"type": "object", "required": ["instances"], "properties": {"instances": records}}
+    shape = f"[{', '.join(map(str, ('N', *example.shape[1:])[: example.ndim]))}]"
+    text = {"type": "string", "description": f"A record a line; {example.dtype} {shape} altogether."}
+    content: dict[str, Any] = {
+        JSON: {"schema": {"anyOf": [instances, records]}},
+        JSON_LINES: {"schema": text},
+        NPY: {"schema": {"description": f"{example.dtype} {shape}."}},
+    }
+    small = example.size <= EXAMPLE_VALUES and np.isfinite(example).all()
+    if small:
+        content[JSON]["example"] = example.tolist()
+    if example.ndim and small:
+        content[JSON_LINES]["example"] = "".join(f"{json.dumps(row.tolist())}\n" for row in example)
+    if example.ndim == 2:
+        content[CSV] = {"schema": text}
+        if small:
+            content[CSV]["example"] = "".join(",".join(map(str, row.tolist())) + "\n" for row in example)
+    return content
+
+
 def json_request(shape: tuple[int, int, int]) -> Schema:
     """A record or several, bare or as `instances`."""
     images: list[Schema] = [_nested(shape), _nested((prod(shape),))]
@@ -143,8 +178,8 @@ def json_request(shape: tuple[int, int, int]) -> Schema:
     return {"anyOf": [instances, *images, {"type": "array", "minItems": 1, "items": image}]}
 
 
-def _nested(shape: Iterable[int]) -> Schema:
-    schema: Schema = {"type": "number", "minimum": 0, "maximum": 255}
+def _nested(shape: Iterable[int], number: Schema = PIXEL) -> Schema:
+    schema = number
     for extent in reversed(tuple(shape)):
         schema = {"type": "array", "minItems": extent, "maxItems": extent, "items": schema}
     return schema

@@ -2,6 +2,7 @@ import json
 
 import jsonschema
 import pytest
+import torch
 from openapi_spec_validator import validate
 
 from container.model import ModelSignature, build_network, save_model
@@ -38,6 +39,26 @@ def test_the_document_of_a_classifier_has_its_shape_and_classes_and_its_examples
     jsonschema.validate(answers["application/json"]["example"], answers["application/json"]["schema"])
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate([[0] * 7] * 8, schema)
+
+
+@pytest.mark.parametrize("example", [torch.rand(2, 3), torch.ones(2, 3, dtype=torch.int64), torch.rand(1, 2, 3)])
+def test_the_document_of_a_program_has_its_shapes_and_its_examples_are_served(open_door, tmp_path, example):
+    free = ({0: torch.export.Dim("batch")},) if len(example) > 1 else None
+    torch.export.save(torch.export.export(torch.nn.Flatten(), (example,), dynamic_shapes=free), tmp_path / "model.pt2")
+    door = open_door(tmp_path)
+    content = document(door)["paths"]["/invocations"]["post"]["requestBody"]["content"]
+    assert content["application/json"]["example"] == example.tolist()
+    assert ("text/csv" in content) == (example.ndim == 2)
+    schema = content["application/json"]["schema"]
+    jsonschema.validate(example.tolist(), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(example[..., 1:].tolist(), schema)
+    for kind, media in content.items():
+        if "example" in media:
+            body = media["example"] if isinstance(media["example"], str) else json.dumps(media["example"])
+            if not example.is_floating_point() or kind == "application/json":
+                answer = door.request("POST", "/invocations", body.encode(), {"Content-Type": kind})
+                assert answer.status == 200, answer.body
 
 
 def test_every_status_of_a_bad_request_is_in_the_document(door):

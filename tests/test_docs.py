@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 
 from launcher import config
 from launcher.cli import cli
+from launcher.config import images, values
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if path.exists())
@@ -181,7 +182,7 @@ SPELLINGS = {"parse_duration": "duration", "parse_gigabytes": "size", "as_text":
 LIMITS = {"ge": "at least", "gt": "over", "le": "at most", "max_length": "at most"}
 
 
-def config_rows(section: type[config.Section], prefix: str = "") -> Iterator[list[str]]:
+def config_rows(section: type[values.Section], prefix: str = "") -> Iterator[list[str]]:
     """Key, type and default of every setting; `[]` is one of a list, NAME the reader's own."""
     for name, field in section.model_fields.items():
         inner, way = inner_section(field.annotation)
@@ -195,14 +196,14 @@ def config_rows(section: type[config.Section], prefix: str = "") -> Iterator[lis
 
 def serving_only(rows: Iterator[list[str]]) -> Iterator[list[str]]:
     """Where the serving image's defaults are other than the training image's."""
-    training = {row[0]: row for row in config_rows(config.TrainingImage, "images.serving.")}
+    training = {row[0]: row for row in config_rows(images.TrainingImage, "images.serving.")}
     return (row for row in rows if row != training[row[0]])
 
 
-def inner_section(annotation: object) -> tuple[type[config.Section] | None, str]:
+def inner_section(annotation: object) -> tuple[type[values.Section] | None, str]:
     """The section inside an annotation, and how its keys go on: "" itself, "?" optional, "[]" or ".NAME"."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return (annotation, "") if issubclass(annotation, config.Section) else (None, "")
+        return (annotation, "") if issubclass(annotation, values.Section) else (None, "")
     ways = {list: "[]", dict: ".NAME"}
     for argument in typing.get_args(annotation):
         found, _ = inner_section(argument)

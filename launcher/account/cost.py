@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher.config import Config, Limits
+from launcher.config import Config
+from launcher.config.limits import Limits
 from launcher.errors import ConfigError, LauncherError
 from launcher.jobs.endpoint import endpoint_variants
 

@@ -191,7 +191,7 @@ def seconds_of(text: str) -> int:
     Raises:
         click.BadParameter: the text is none.
     """
-    from launcher.config import parse_duration
+    from launcher.config.values import parse_duration
 
     try:
         return int(str(parse_duration(text)))

@@ -128,7 +128,7 @@ def idle_limit(text: str | None) -> timedelta | None:
     Raises:
         ConfigError: it is none.
     """
-    from launcher.config import parse_duration
+    from launcher.config.values import parse_duration
 
     try:
         return timedelta(seconds=int(str(parse_duration(text)))) if text else None
@@ -204,7 +204,7 @@ def component_asked(settings: "Settings", endpoint: str, asked: str | None) -> s
 
 def invoke_queued(options: Options, project: "Project", request: "Request", timeout: str) -> None:
     """Send a request to an asynchronous endpoint and print where the answer lies, or the answer."""
-    from launcher.config import parse_duration
+    from launcher.config.values import parse_duration
     from launcher.invoke import invoke_async
     from launcher.jobs.common import project_uri
 

@@ -21,7 +21,7 @@ from launcher.commands.options import (
 from launcher.errors import JobFailed
 
 if TYPE_CHECKING:
-    from launcher.config import Image
+    from launcher.config.images import Image
     from launcher.settings import Settings
 
 KINDS = click.Choice(["training", "serving", "all"])

@@ -87,7 +87,7 @@ def plan_of(given: dict[str, Any]) -> "Plan":
     Raises:
         ConfigError: they are no such numbers or durations, or too many.
     """
-    from launcher.config import parse_duration
+    from launcher.config.values import parse_duration
     from launcher.load.stages import MOST_SENDERS, Plan
 
     if not re.fullmatch(r"\d+(,\d+)*", given["stages"]):

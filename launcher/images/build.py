@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.config import Image, Images
+from launcher.config.images import Image, Images
 from launcher.errors import ConfigError, JobFailed
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 
 from container.contract import BASE_DIR
 from launcher.account.secrets import secrets_of
-from launcher.config import Image
+from launcher.config.images import Image
 from launcher.findings import Finding
 from launcher.project import size_text
 

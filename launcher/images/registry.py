@@ -13,7 +13,7 @@ from urllib.error import URLError
 from botocore.exceptions import ClientError
 
 from launcher.aws import Aws
-from launcher.config import Image
+from launcher.config.images import Image
 from launcher.errors import AwsRefused, ConfigError, JobFailed
 from launcher.images import build as images
 

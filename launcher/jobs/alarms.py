@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from launcher.config import Config, RolloutAlarm
+from launcher.config import Config
+from launcher.config.rollout import RolloutAlarm
 from launcher.jobs.api import ApiCall, tag_list
 from launcher.jobs.common import tags
 from launcher.jobs.endpoint import endpoint_name, endpoint_variants

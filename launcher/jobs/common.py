@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher.config import Config, Image, Network
+from launcher.config import Config
+from launcher.config.images import Image
+from launcher.config.limits import Network
 from launcher.jobs.api import JobContext, s3_join
 
 PROJECT_TAG = "slipway:project"

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.config import Component, Config, Endpoint, Variant
+from launcher.config import Config
+from launcher.config.endpoint import Component, Endpoint, Variant
 from launcher.jobs.api import NAME_LIMIT, ApiCall, JobContext, content_name, tag_list
 from launcher.jobs.common import image_uri, project_uri, tags, vpc_config
 from launcher.jobs.hosts import inference_ami

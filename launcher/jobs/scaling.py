@@ -7,7 +7,9 @@ here have a placeholder in its place, `policy_arn(NAME)`; who sends them puts th
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.config import Config, Endpoint, Scaling, ScalingStep
+from launcher.config import Config
+from launcher.config.endpoint import Endpoint
+from launcher.config.scaling import Scaling, ScalingStep
 from launcher.jobs.api import ApiCall, without_none
 from launcher.jobs.endpoint import component_name, endpoint_name, endpoint_variants
 

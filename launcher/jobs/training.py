@@ -13,7 +13,8 @@ from container.contract import (
     PROGRAM,
     metric_regex,
 )
-from launcher.config import Channel, Config, Training
+from launcher.config import Config
+from launcher.config.training import Channel, Training
 from launcher.errors import ConfigError
 from launcher.jobs.api import ApiCall, JobContext, tag_list, without_none
 from launcher.jobs.common import (

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from launcher.config import Config, Transform
+from launcher.config import Config
+from launcher.config.transform import Transform
 from launcher.errors import ConfigError
 from launcher.jobs.api import ApiCall, JobContext, s3_join, tag_list
 from launcher.jobs.common import is_local_path, project_uri, tags

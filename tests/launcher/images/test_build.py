@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher.config import Images, ServingImage, TrainingImage
+from launcher.config.images import Images, ServingImage, TrainingImage
 from launcher.errors import ConfigError, JobFailed
 from launcher.images import build as images
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from launcher import cli
-from launcher.config import ServingImage
+from launcher.config.images import ServingImage
 from launcher.images import build as images
 from launcher.images.check import check_image
 

@@ -9,7 +9,7 @@ import pytest
 
 from launcher import cli
 from launcher.aws import Aws
-from launcher.config import TrainingImage
+from launcher.config.images import TrainingImage
 from launcher.console import Lines
 from launcher.data import Silent
 from launcher.errors import AwsRefused, ConfigError, JobFailed

@@ -109,7 +109,7 @@ def tune(service: Service, predictor: Predictor, environ: Mapping[str, str]) -> 
         limit_batch(service, predictor)
     if done:
         gc.unfreeze()  # the network as it was loaded may be garbage by now
-        _leave_out_of_collection()
+    _leave_out_of_collection()
 
 
 def limit_batch(service: Service, predictor: Predictor) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from launcher.errors import AwsRefused, JobFailed, TimedOut
 from launcher.jobs import alarms, scaling
 from launcher.jobs.api import ApiCall
-from launcher.jobs.endpoint import component_calls
+from launcher.jobs.endpoint import component_calls, component_name
 from launcher.jobs.scaling import SERVICE
 from launcher.project import Project
 
@@ -47,15 +47,18 @@ def described_alarms(project: Project, names: list[str]) -> list[dict[str, Any]]
 
 def remove_alarms(project: Project, name: str) -> None:
     """Delete the alarms that the launcher has made for an endpoint."""
-    ours = {alarms.DESCRIPTION.format(name), scaling.DESCRIPTION.format(name)}
+    _remove_alarms(project, name, {alarms.DESCRIPTION.format(name), scaling.DESCRIPTION.format(name)})
+
+
+def _remove_alarms(project: Project, name: str, descriptions: set[str], kept: frozenset[str] = frozenset()) -> None:
     try:
         reply = project.aws.call("cloudwatch", "DescribeAlarms", AlarmNamePrefix=f"{name}-")
     except AwsRefused as error:
         logger.warning("alarms of %s stay as they are: %s", name, error)
         return
-    made = [item["AlarmName"] for item in reply["MetricAlarms"] if item.get("AlarmDescription") in ours]
-    if made:
-        project.aws.send(ApiCall("cloudwatch", "DeleteAlarms", {"AlarmNames": made}))
+    made = {item["AlarmName"] for item in reply["MetricAlarms"] if item.get("AlarmDescription") in descriptions}
+    if made - kept:
+        project.aws.send(ApiCall("cloudwatch", "DeleteAlarms", {"AlarmNames": sorted(made - kept)}))
 
 
 # --- scaling ----------------------------------------------------------------------------------------------------------
@@ -101,17 +104,45 @@ def _remove_other_policies(project: Project, target: dict[str, Any], calls: list
 
 def stop_scaling(project: Project, name: str, resource_ids: list[str]) -> None:
     """End the scaling of an endpoint; a caller who may not see it is told, and nothing else happens."""
+    for call in _removal_calls(project, name, resource_ids):
+        project.aws.send(call)
+
+
+def _removal_calls(project: Project, name: str, resource_ids: list[str]) -> list[ApiCall]:
+    """What ends the scaling of those resources that scale."""
     if not resource_ids:
-        return
+        return []
     try:
         reply = project.aws.call(
             SERVICE, "DescribeScalableTargets", ServiceNamespace="sagemaker", ResourceIds=resource_ids
         )
     except AwsRefused as error:
         logger.warning("scaling of %s stays as it is: %s", name, error)
-        return
-    for target in reply["ScalableTargets"]:
-        project.aws.send(scaling.removal_call(target["ResourceId"], target["ScalableDimension"]))
+        return []
+    return [scaling.removal_call(item["ResourceId"], item["ScalableDimension"]) for item in reply["ScalableTargets"]]
+
+
+def variant_ids(name: str, variants: list[str]) -> list[str]:
+    """ResourceIds of an endpoint's variants."""
+    return [f"endpoint/{name}/variant/{variant}" for variant in variants]
+
+
+def scaling_left_over(project: Project, name: str, variants: list[str]) -> list[ApiCall]:
+    """What ends the scaling that an earlier configuration asked for and this one does not."""
+    components = [
+        f"inference-component/{component_name(project.config, item.name)}"
+        for item in project.config.endpoint.components
+    ]
+    wanted = {call.request.get("ResourceId") for call in scaling.calls(project.config)}
+    others = [item for item in [*variant_ids(name, variants), *components] if item not in wanted]
+    return _removal_calls(project, name, others)
+
+
+def end_scaling(project: Project, name: str, removal: ApiCall) -> None:
+    """End the scaling of one resource; policies go with it, the alarms that called them do not by themselves."""
+    project.aws.send(removal)
+    kept = {call.request["AlarmName"] for call in scaling.calls(project.config) if call.operation == "PutMetricAlarm"}
+    _remove_alarms(project, name, {scaling.DESCRIPTION.format(name)}, frozenset(kept))
 
 
 # --- inference components ---------------------------------------------------------------------------------------------

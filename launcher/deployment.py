@@ -32,6 +32,8 @@ class Step:
     def __str__(self) -> str:
         if self.call.operation == "PutMetricAlarm":
             return f"{self.action:<7}{'Alarm':<15}{self.call.request['AlarmName']}"
+        if self.call.operation == "DeregisterScalableTarget":
+            return f"{self.action:<7}{'Scaling':<15}{self.call.request['ResourceId']}"
         noun = self.call.operation.removeprefix("Create").removeprefix("Update").removeprefix("Delete")
         return f"{self.action:<7}{noun:<15}{self.call.request[f'{noun}Name']}"
 
@@ -61,6 +63,8 @@ def plan(project: Project) -> Plan:
     name, wanted = create.request["EndpointName"], create.request["EndpointConfigName"]
     steps += [Step(action, call) for action, call in attachments.alarm_changes(project)]
     current = project.describe_or_none("Endpoint", name)
+    if current and current["EndpointStatus"] != "Failed":
+        steps += [Step("delete", call) for call in attachments.scaling_left_over(project, name, variants_of(current))]
     previous = current["EndpointConfigName"] if current else None
     if current is None:
         steps.append(Step("create", create))
@@ -76,7 +80,9 @@ def plan(project: Project) -> Plan:
 def apply(project: Project, planned: Plan) -> None:
     """Send what has to be done."""
     for step in planned.steps:
-        if step.action == "delete":
+        if step.call.operation == "DeregisterScalableTarget":
+            attachments.end_scaling(project, planned.name, step.call)
+        elif step.action == "delete":
             delete(project, planned.name)
         elif step.action != "keep":
             project.send([step.call])
@@ -100,6 +106,12 @@ def finish(project: Project, planned: Plan, follow: Callable[..., dict[str, Any]
     if project.config.endpoint.components:
         attachments.place_components(project, planned.name)
     attachments.scale(project)
+
+
+def note(project: Project, planned: Plan) -> None:
+    """Note how to go back, and when the endpoint expires, without waiting for it to serve."""
+    description = project.aws.call("sagemaker", "DescribeEndpoint", EndpointName=planned.name)
+    _set_tags(project, description["EndpointArn"], planned)
 
 
 def rollout_text(project: Project, planned: Plan) -> str:
@@ -164,8 +176,7 @@ def delete(project: Project, name: str, wait: bool = True) -> None:
         TimedOut: it is still there after a while.
     """
     description = project.aws.call("sagemaker", "DescribeEndpoint", EndpointName=name)
-    variants = [variant["VariantName"] for variant in description.get("ProductionVariants", [])]
-    attachments.stop_scaling(project, name, [f"endpoint/{name}/variant/{variant}" for variant in variants])
+    attachments.stop_scaling(project, name, attachments.variant_ids(name, variants_of(description)))
     configuration = description["EndpointConfigName"]
     configured = project.describe_or_none("EndpointConfig", configuration)
     if attachments.hosts_components(project, configuration):
@@ -180,6 +191,11 @@ def delete(project: Project, name: str, wait: bool = True) -> None:
         if time.monotonic() > deadline:
             raise TimedOut(f"endpoint {name} is still being deleted after {DELETE_SECONDS} s; look again later")
         time.sleep(DELETE_POLL_SECONDS)
+
+
+def variants_of(description: dict[str, Any]) -> list[str]:
+    """Names of the variants in a DescribeEndpoint reply; one that is being created lists none yet."""
+    return [variant["VariantName"] for variant in description.get("ProductionVariants", [])]
 
 
 @dataclass(frozen=True)

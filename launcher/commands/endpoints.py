@@ -49,12 +49,11 @@ def deploy(options: Options, model: str | None) -> None:
         if rollout:
             click.echo(f"   {rollout}")
     deployment.apply(project, planned)
-    if not options.no_wait:
-        deployment.finish(project, planned)
+    (deployment.note if options.no_wait else deployment.finish)(project, planned)
     changed = [{"action": step.action, "operation": step.call.operation} for step in planned.steps]
     section = settings.config.endpoint
-    later = options.no_wait and (section.scaling or section.ttl)
-    next_line = command("deploy", "", options) + "   # again: scaling and ttl follow once it serves"
+    later = options.no_wait and (section.scaling or section.components)
+    next_line = command("deploy", "", options) + "   # again: scaling and components follow once it serves"
     return show(
         options,
         {"name": planned.name, "config": planned.config_name, "previous": planned.previous, "steps": changed},
@@ -98,8 +97,7 @@ def rollback(options: Options, endpoint: str | None) -> None:
 
     project = open_project(settings, options)
     planned = deployment.rollback(project, name)
-    if not options.no_wait:
-        deployment.finish(project, planned)
+    (deployment.note if options.no_wait else deployment.finish)(project, planned)
     result = {"name": name, "config": planned.config_name, "previous": planned.previous}
     return show(options, result, [f"-> endpoint {name} serves {planned.config_name} again"])
 

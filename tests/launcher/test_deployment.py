@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from launcher import cli, deployment, run
+from launcher import attachments, cli, deployment, run
 from launcher.errors import ConfigError, JobFailed, TimedOut
 from launcher.jobs.api import ApiCall
 
@@ -97,6 +97,32 @@ def test_after_an_update_the_way_back_is_noted_and_taken(project, canned, sent):
     planned = deployment.rollback(made, "digits")
     assert (planned.config_name, planned.previous) == ("old", "new")
     assert [body["EndpointConfigName"] for name, body in sent if name == "UpdateEndpoint"] == ["old"]
+
+
+def test_an_update_nobody_waits_for_can_be_gone_back_from(project, canned, sent, model):
+    made = project(model, yaml=YAML)
+    canned("DescribeEndpoint", described())
+    canned("UpdateEndpoint", {"EndpointArn": ARN})
+    canned("AddTags", {"Tags": []})
+    planned = deployment.plan(made)
+    deployment.apply(made, planned)
+    deployment.note(made, planned)
+    (body,) = [body for name, body in sent if name == "AddTags"]
+    assert body == {"ResourceArn": ARN, "Tags": [{"Key": deployment.PREVIOUS_TAG, "Value": "old"}]}
+
+
+def test_scaling_that_is_no_longer_configured_ends_with_its_alarms(project, canned, model, aws):
+    attachments.scale(project("endpoint.scaling={max: 4, steps: [{above: 9, change: 1}]}", yaml=YAML))
+    made = project(model, yaml=YAML)
+    canned("DescribeEndpoint", described())
+    canned("UpdateEndpoint", {"EndpointArn": ARN})
+    planned = deployment.plan(made)
+    assert [str(step).split() for step in planned.steps][2] == ["delete", "Scaling", "endpoint/digits/variant/main"]
+    assert planned.steps[-1].action == "update"
+    deployment.apply(made, planned)
+    reply = aws.call("application-autoscaling", "DescribeScalableTargets", ServiceNamespace="sagemaker")
+    assert reply["ScalableTargets"] == []
+    assert aws.call("cloudwatch", "DescribeAlarms")["MetricAlarms"] == []
 
 
 def test_without_an_update_there_is_no_way_back(project, canned):
@@ -221,5 +247,6 @@ def test_the_verbs_reap_and_roll_back(aws, canned, monkeypatch, tmp_path, capsys
     assert cli.main(["rollback", "--dry-run"]) == 0
     monkeypatch.setattr(deployment, "rollback", lambda *_: deployment.Plan("digits", "old", "new", ()))
     monkeypatch.setattr(run, "follow", lambda *_: described())
+    canned("AddTags", {"Tags": []})
     assert cli.main(["rollback", "--no-wait"]) == 0
     assert "-> endpoint digits serves old again" in capsys.readouterr().out

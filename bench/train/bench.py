@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("part", nargs="*", choices=[*PARTS, []], help="default: all but deadline")
     chosen = parser.parse_args().part or [name for name in PARTS if name != "deadline"]
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {time.strftime('%F')}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # run_part ends what it started
     failed = 0
     for name in chosen:
         began = time.monotonic()

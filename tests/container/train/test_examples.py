@@ -34,10 +34,15 @@ def last(job, metric):
     return float(re.findall(rf"{metric}=([0-9.e-]+);", job.log())[-1])
 
 
-@pytest.mark.parametrize("folder", sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir()))
+@pytest.mark.parametrize("folder", sorted(path.parent.name for path in EXAMPLES.glob("*/launcher.yaml")))
 def test_the_folders_configuration_is_valid(folder):
     assert load(EXAMPLES / folder / "launcher.yaml").config.name == folder
     assert f"]({folder}/src/train.py)" in (EXAMPLES / "README.md").read_text()
+
+
+def test_the_readme_links_every_folder():
+    readme = (EXAMPLES / "README.md").read_text()
+    assert [path.name for path in EXAMPLES.iterdir() if path.is_dir() and f"]({path.name}/" not in readme] == []
 
 
 def test_a_plain_script_with_nothing_of_ours_trains_on_two_hosts(example):

@@ -189,8 +189,8 @@ def test_a_model_is_deployed_once_and_then_kept(here, aws, capsys):
 def test_a_deployment_that_is_not_waited_for_says_that_scaling_follows(here, aws, capsys):
     job = trained(capsys)
     put_model(aws, job["model"])
-    assert cli.main(["deploy", job["name"], "--no-wait", "--set", "endpoint.ttl=1h"]) == 0
-    assert "next: python -m launcher deploy   # again: scaling and ttl follow" in capsys.readouterr().out
+    assert cli.main(["deploy", job["name"], "--no-wait", "--set", "endpoint.scaling={max: 2, target: 9}"]) == 0
+    assert "next: python -m launcher deploy   # again: scaling and components follow" in capsys.readouterr().out
 
 
 def test_a_deployment_names_a_request_to_try(here, aws, capsys):

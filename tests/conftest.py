@@ -13,7 +13,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("CI"):
         return
     if not os.environ.get("SLOW"):
-        _skip(items, "slow", "takes over 20 s: SLOW=1 make test, or CI, runs it")
+        _skip(items, "slow", "takes long: SLOW=1 make test, or CI, runs it")
     if any(item.get_closest_marker("docker") for item in items):
         reason = _why_no_engine()
         if reason is not None:

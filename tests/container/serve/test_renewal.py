@@ -57,6 +57,7 @@ class Load:
             thread.join(60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_process_that_leaks_is_replaced_under_load_without_a_failed_request(start_server, user_model, processes):
     server = start_server(

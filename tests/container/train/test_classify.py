@@ -71,6 +71,7 @@ def test_c20_c41_c50_c58_c63_c65_c67_two_hosts_train_and_rank_0_leaves_everythin
         assert scores.max().item() == pytest.approx(float(row[f"p:{row['predicted']}"]), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_seed_and_batch_give_the_same_weights_with_one_and_with_two_processes(training_job, shapes):
     trained = []
     for hosts, gpus in ((1, 0), (2, 0), (1, 2)):
@@ -111,6 +112,7 @@ def test_c51_c52_c55_c59_c60_stopped_and_resumed_on_fewer_hosts_equals_uninterru
     assert history[-1]["step"] == 300
 
 
+@pytest.mark.slow
 def test_c40_an_empty_channel_on_one_host_is_told_by_every_host(training_job, shapes, tmp_path):
     job = training_job(hosts=2, channels={"train": shapes / "train"}, hyperparameters=QUICK)
     channel = job.opt_ml("algo-2").channel("train")
@@ -150,6 +152,7 @@ def test_c59_a_job_killed_at_a_random_step_and_resumed_gives_the_same_weights_bi
     assert largest_difference(weights(whole), weights(killed)) == 0
 
 
+@pytest.mark.slow
 def test_an_earlier_artifact_is_the_start_and_a_damaged_checkpoint_is_not(training_job, shapes, tmp_path):
     first = training_job(channels={"train": shapes / "train"}, hyperparameters={"epochs": 8})
     assert first.run() == {"algo-1": 0}, first.log()

@@ -10,6 +10,7 @@ import pytest
 EXAMPLE = Path(__file__).parents[3] / "examples" / "train" / "helpers"
 
 
+@pytest.mark.slow
 def test_the_example_trains_on_two_hosts():
     answer = subprocess.run(
         [sys.executable, EXAMPLE / "run.py"], capture_output=True, text=True, timeout=120, check=False

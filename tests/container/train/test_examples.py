@@ -45,6 +45,7 @@ def test_the_readme_links_every_folder():
     assert [path.name for path in EXAMPLES.iterdir() if path.is_dir() and f"]({path.name}/" not in readme] == []
 
 
+@pytest.mark.slow
 def test_a_plain_script_with_nothing_of_ours_trains_on_two_hosts(example):
     assert "container" not in re.findall(r"^(?:from|import) (\w+)", (EXAMPLES / "plain/src/train.py").read_text(), re.M)
     job = example("plain", ["train"], hosts=2, hyperparameters={"epochs": 3, "lr": 0.01})

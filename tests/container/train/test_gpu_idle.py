@@ -57,6 +57,7 @@ def test_a_machine_without_driver_or_package_is_not_watched(monkeypatch):
     assert nvml_reader() is None
 
 
+@pytest.mark.slow
 def test_the_agent_ends_a_job_whose_gpus_idle_where_the_rule_says_stop(training_job):
     script = "import time\ndef waits():\n    time.sleep(300)\nwaits()\n"
     job = training_job(gpus=2, script=script)

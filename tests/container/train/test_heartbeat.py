@@ -30,6 +30,7 @@ time.sleep(300)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("victim", "survivor", "rank"), [("algo-2", "algo-1", 1), ("algo-1", "algo-2", 0)])
 def test_c64_a_host_killed_as_a_whole_is_named_by_the_one_that_is_left(training_job, victim, survivor, rank):
     job = training_job(hosts=2, script=TRAIN)
@@ -131,6 +132,7 @@ def test_a_stall_names_the_rank_that_is_behind(runtimes, monkeypatch, capsys):
         beat.goodbye(heartbeat.DONE)
 
 
+@pytest.mark.slow
 def test_ranks_that_stall_together_are_said_to(training_job):
     script = """
 import os, time

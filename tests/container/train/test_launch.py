@@ -102,6 +102,7 @@ def test_c42_c43_c44_c64_the_first_failing_rank_is_told_and_its_victims_are_not(
     assert "4 ranks on 2 hosts answer" in job.log()
 
 
+@pytest.mark.slow
 def test_c64_a_host_that_waits_for_ever_ends_promptly_with_the_cause_of_the_one_that_was_killed(training_job):
     script = """
 import os, signal, time
@@ -417,6 +418,7 @@ def test_an_empty_model_directory_is_a_warning_or_a_failure_when_asked_for(train
     assert job.failure().startswith("NoModel: training ended well but left nothing in")
 
 
+@pytest.mark.slow
 def test_a_job_near_its_time_limit_is_stopped_while_it_can_save(training_job):
     job = training_job(script=HANDLE)
     job.environ["SLIPWAY_MAX_RUNTIME_SECONDS"] = "8"

@@ -20,6 +20,7 @@ def test_without_a_compiler_or_pythons_headers_there_is_no_torch_compile(device_
     assert prepare.missing_for_compile(device_type) is None
 
 
+@pytest.mark.slow
 def test_a_job_that_cannot_compile_says_so_in_one_line_and_trains(training_job, shapes):
     given = {"epochs": 1, "batch_size": 32, "compile": True, "batch_size_per_rank": 0}
     job = training_job(channels={"train": shapes / "train"}, hyperparameters=given)

@@ -266,6 +266,7 @@ def sharded_job(training_job, tmp_path: Path, sizes: list[list[int]]):
     return job
 
 
+@pytest.mark.slow
 def test_c40_hosts_with_different_shards_train_in_equal_steps(training_job, tmp_path):
     job = sharded_job(training_job, tmp_path, [[4, 4, 4], [6]])
     assert job.run() == {"algo-1": 0, "algo-2": 0}, job.log("algo-1") + job.log("algo-2")
@@ -273,6 +274,7 @@ def test_c40_hosts_with_different_shards_train_in_equal_steps(training_job, tmp_
     assert "shards=1 steps=3" in job.log("algo-2")
 
 
+@pytest.mark.slow
 def test_c40_a_host_whose_channel_is_empty_ends_the_job_with_the_reason(training_job, tmp_path):
     job = sharded_job(training_job, tmp_path, [[4], []])
     assert all(job.run().values())

@@ -93,6 +93,19 @@ def run_round(contender: Contender, model: str, data: Path, port: int, seconds: 
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def run_round_again(contender: Contender, model: str, data: Path, port: int, seconds: int) -> None:
+    """A round; of a peer, which may have failed requests, once more. Ours may not."""
+    cells = {name: list(values) for name, values in contender.cells.items()}
+    try:
+        run_round(contender, model, data, port, seconds)
+    except RequestsFailed as error:
+        if contender.name == "slipway":
+            raise SystemExit(f"slipway, {error}") from error
+        print(f"{contender.name}, {error}; this round of it is run again")
+        contender.cells = cells
+        run_round(contender, model, data, port, seconds)
+
+
 def record(contender: Contender, cell: str, value: dict) -> None:
     contender.cells.setdefault(cell, []).append(value)
 
@@ -140,6 +153,10 @@ def agree(one: object, other: object) -> bool:
     return one == other
 
 
+class RequestsFailed(Exception):
+    """Not every request of a load got its answer; a figure of such a load says nothing."""
+
+
 def load(port: int, data: Path, workload: str, kind: str, connections: int, seconds: int) -> dict:
     environ = {
         **os.environ,
@@ -153,7 +170,7 @@ def load(port: int, data: Path, workload: str, kind: str, connections: int, seco
     ).stdout
     figures = json.loads(output.partition("WRK ")[2])
     if figures["failed"]:
-        raise SystemExit(f"{workload}: {figures['failed']} requests failed")
+        raise RequestsFailed(f"{workload}@{connections}: {figures['failed']} of {figures['requests']} requests failed")
     return {**figures, "value": figures["requests"] / figures["us"] * 1e6}
 
 
@@ -288,7 +305,7 @@ def main() -> None:
         limits = []
         for number in range(arguments.rounds):
             for contender in listed if number % 2 == 0 else reversed(listed):
-                run_round(contender, model, data, port, seconds)
+                run_round_again(contender, model, data, port, seconds)
             if model == "resnet18":
                 limits.append(limit(data, seconds))
         report(model, listed, limits)

@@ -9,6 +9,7 @@ import logging
 import math
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 
@@ -86,7 +87,12 @@ class Batcher:
         self._max_batch_size = max_batch_size
         self._max_queue = max_queue
         self._queue: SimpleQueue[Call | None] = SimpleQueue()
-        self._threads = [threading.Thread(target=self._run, name=f"compute-{n}", daemon=True) for n in range(threads)]
+        self._computing = [False] * threads
+        self._last = time.monotonic()
+        """When a batch ended last."""
+        self._threads = [
+            threading.Thread(target=self._run, args=(n,), name=f"compute-{n}", daemon=True) for n in range(threads)
+        ]
 
     def start(self) -> None:
         for thread in self._threads:
@@ -108,6 +114,10 @@ class Batcher:
     def waiting(self) -> int:
         return self._queue.qsize()
 
+    def quiet_seconds(self) -> float:
+        """How long nothing has been computed and nothing waits; 0 while something is."""
+        return 0.0 if any(self._computing) or self._queue.qsize() else time.monotonic() - self._last
+
     def submit(self, call: Call) -> None:
         """Queue a call; `call.done` gets the answer on a compute thread.
 
@@ -118,9 +128,12 @@ class Batcher:
             raise Unavailable(f"{self._max_queue} requests wait already; try again")
         self._queue.put(call)
 
-    def _run(self) -> None:
+    def _run(self, number: int) -> None:
         while (call := self._queue.get()) is not None:
+            self._computing[number] = True
             self._run_batch(call)
+            self._last = time.monotonic()
+            self._computing[number] = False
             del call  # while this thread waits it must not keep a model alive that is being unloaded
 
     def _run_batch(self, first: Call) -> None:

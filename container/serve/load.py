@@ -27,6 +27,7 @@ from container.serve.vision import import_torchvision
 logger = logging.getLogger(__name__)
 
 TUNE = "SLIPWAY_TUNE"
+QUIET_SECONDS = 1.0  # without a request, and the server may measure
 
 
 def serve_model(service: Service, model_dir: Path, device: str, environ: Mapping[str, str]) -> Predictor | None:
@@ -95,9 +96,13 @@ def is_tuned(device: str, environ: Mapping[str, str]) -> bool:
 
 
 def tune(service: Service, predictor: Predictor, environ: Mapping[str, str]) -> None:
-    """Make a model that answers already faster, and say how; takes seconds. A failure leaves it as it is."""
+    """Make a model that answers already faster, and say how; takes seconds. A failure leaves it as it is.
+
+    It begins in a quiet moment: beside requests it would halve what they get, and measure them rather than the model.
+    """
     if not is_tuned(predictor.defaults.device, environ):
         return
+    service.wait_for_quiet(QUIET_SECONDS)
     try:
         done = predictor.tune()
     except RuntimeError as error:  # the GPU's memory does not hold another form beside the first

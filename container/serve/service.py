@@ -83,6 +83,11 @@ class Service:
         """Let at most so many requests share a batch, where that is less than the plan's."""
         self._batcher.limit(size)
 
+    def wait_for_quiet(self, seconds: float) -> None:
+        """Until this process has had nothing to compute for so long."""
+        while self._batcher.quiet_seconds() < seconds:
+            time.sleep(seconds / 10)
+
     def stop(self) -> None:
         """Let the compute threads end after what waits."""
         self._batcher.stop()

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 
@@ -154,3 +155,25 @@ def test_never_more_cores_are_used_than_there_are():
     for thread in threads:
         thread.join(30)
     assert most[0] <= 2
+
+
+def test_a_batcher_is_quiet_from_the_end_of_its_last_batch_on():
+    begun, go = threading.Event(), threading.Event()
+
+    def compute(calls):
+        begun.set()
+        go.wait(10)
+
+    batcher = Batcher(compute, 2, 8, 100)
+    batcher.start()
+    before = time.monotonic()
+    while batcher.quiet_seconds() == 0:
+        assert time.monotonic() < before + 10
+    batcher.submit(Call(Request("POST", "/invocations", {}, b""), lambda response: None))
+    assert begun.wait(10)
+    assert batcher.quiet_seconds() == 0
+    go.set()
+    while batcher.quiet_seconds() == 0:
+        assert time.monotonic() < before + 20
+    assert batcher.quiet_seconds() < 20
+    batcher.stop()

@@ -121,5 +121,5 @@ def test_a_form_that_does_not_fit_into_memory_leaves_the_model_as_it_is(caplog):
 
     predictor = types.SimpleNamespace(defaults=types.SimpleNamespace(device="cpu"), tune=fail)
     with caplog.at_level(logging.WARNING):
-        tune(None, predictor, {})
+        tune(types.SimpleNamespace(wait_for_quiet=lambda seconds: None), predictor, {})
     assert "is served as it was loaded: CUDA out of memory" in caplog.text

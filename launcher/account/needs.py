@@ -9,7 +9,7 @@ from launcher.config import Config
 from launcher.jobs import endpoint, training, transform
 from launcher.jobs.api import ApiCall, JobContext
 from launcher.jobs.common import model_data_uri
-from launcher.jobs.endpoint import ServedModel
+from launcher.jobs.model import ServedModel
 
 ECR_IMAGE = re.compile(
     r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/"

@@ -11,7 +11,8 @@ from launcher.config import Config
 from launcher.config.endpoint import Endpoint
 from launcher.config.scaling import Scaling, ScalingStep
 from launcher.jobs.api import ApiCall, without_none
-from launcher.jobs.endpoint import component_name, endpoint_name, endpoint_variants
+from launcher.jobs.components import component_name
+from launcher.jobs.endpoint import endpoint_name, endpoint_variants
 
 SERVICE = "application-autoscaling"
 INSTANCES = "sagemaker:variant:DesiredInstanceCount"

@@ -8,8 +8,8 @@ from launcher.config.transform import Transform
 from launcher.errors import ConfigError
 from launcher.jobs.api import ApiCall, JobContext, s3_join, tag_list
 from launcher.jobs.common import is_local_path, project_uri, tags
-from launcher.jobs.endpoint import ServedModel, model_call
 from launcher.jobs.hosts import transform_ami
+from launcher.jobs.model import ServedModel, model_call
 from launcher.jobs.training import prune
 
 

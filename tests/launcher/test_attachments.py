@@ -58,10 +58,10 @@ def wanted(project, aws):
     aws.call("s3", "CreateBucket", Bucket="bucket")
     aws.call("s3", "PutObject", Bucket="bucket", Key="1", Body=b"archive")
     made = project(yaml=COMPONENTS)
-    from launcher.jobs.endpoint import component_calls
+    from launcher.jobs import components
 
     models = {"a": made.served_model(made.context(), "s3://bucket/1")}
-    return made, component_calls(made.config, made.context(), models)[0].request["Specification"]
+    return made, components.calls(made.config, made.context(), models)[0].request["Specification"]
 
 
 def changes(sent):

@@ -15,7 +15,8 @@ from launcher.aws import Aws, refusals, sdk_resources, sdk_spells, use_environme
 from launcher.errors import AwsRefused, ConfigError
 from launcher.jobs import endpoint, training, transform
 from launcher.jobs.api import ApiCall
-from launcher.jobs.endpoint import ServedModel
+from launcher.jobs.model import ServedModel, model_call
+from launcher.validate import refuse_malformed
 
 MODEL = ServedModel("s3://bucket/model.tar.gz")
 NOTHING = {"Error": {"Code": "ValidationException", "Message": "nothing of that name"}}
@@ -82,7 +83,7 @@ def test_a_member_the_sdk_does_not_have_goes_through_its_sessions_client(
             raise ValidationError.from_exception_data("no such argument", [])
 
     monkeypatch.setattr(sdk_resources(), "Model", Old)
-    call = endpoint.model_call(config(), context, MODEL)
+    call = model_call(config(), context, MODEL)
     aws.send(call)
     assert sent[-1] == ("CreateModel", call.request)
 
@@ -147,7 +148,7 @@ def test_c72_a_request_that_would_break_the_sdks_driver_script_is_refused(aws, s
 def test_an_unknown_instance_type_is_a_warning_as_lists_age(aws, created, config, context, caplog):
     (call,) = training.calls(config("training.instance_type=ml.zz9.large"), context)
     with caplog.at_level(logging.WARNING, "launcher"):
-        aws.check(call)
+        refuse_malformed(call)
     assert "'ml.zz9.large' is none of the" in caplog.text
 
 

@@ -1,6 +1,6 @@
 """The alarms of a rollout: made for each variant, or named."""
 
-from launcher.jobs import alarms, endpoint
+from launcher.jobs import alarms, update
 from launcher.validate import problems
 
 ROLLOUT = """
@@ -29,7 +29,7 @@ def test_alarms_are_made_for_each_variant_and_named_ones_are_left_alone(config, 
 
 def test_an_update_names_all_of_them(config):
     made = config(yaml=ROLLOUT)
-    call = endpoint.update_call(made, "digits-2", alarms.names(made))
+    call = update.update_call(made, "digits-2", alarms.names(made))
     assert problems(call) == []
     assert len(call.request["DeploymentConfig"]["AutoRollbackConfiguration"]["Alarms"]) == 5
 

@@ -3,8 +3,10 @@
 import pytest
 
 from launcher.errors import ConfigError
-from launcher.jobs import endpoint
-from launcher.jobs.endpoint import ServedModel
+from launcher.jobs import components, endpoint
+from launcher.jobs.model import Measured, ServedModel
+from launcher.jobs.timeouts import timeouts
+from launcher.jobs.update import return_call, update_call
 from launcher.validate import problems
 
 MODEL = ServedModel("s3://bucket/model.tar.gz")
@@ -52,7 +54,7 @@ def test_every_mode_makes_valid_requests(mode, config, context, golden):
     models = {name: ServedModel(uri or MODEL.uri) for name, uri in endpoint.models_of(made.endpoint).items()}
     calls = endpoint.calls(made, context, models)
     if made.endpoint.components:
-        calls += endpoint.component_calls(made, context, models)
+        calls += components.calls(made, context, models)
     assert [problem for call in calls for problem in problems(call)] == []
     golden(f"endpoint_{mode}", [call.request for call in calls])
 
@@ -78,14 +80,14 @@ def test_variants_of_one_model_create_it_once(config, context):
 @pytest.mark.parametrize("kind", ["all_at_once", "canary", "linear", "rolling"])
 def test_an_update_rolls_out_as_configured(kind, config, golden):
     made = config(f"endpoint.rollout={{type: {kind}, percent: 20, wait: 5m, alarms: [errors]}}")
-    call = endpoint.update_call(made, "digits-2", ["errors"])
+    call = update_call(made, "digits-2", ["errors"])
     assert problems(call) == []
     golden(f"update_{kind}", call.request)
 
 
 def test_the_way_back_is_at_once_and_asks_no_alarm(config):
     made = config("endpoint.rollout={type: canary, alarms: [errors]}")
-    assert endpoint.return_call(made, "old").request == {"EndpointName": "digits", "EndpointConfigName": "old"}
+    assert return_call(made, "old").request == {"EndpointName": "digits", "EndpointConfigName": "old"}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_components_that_make_no_sense_are_refused(settings, message, config):
 
 
 def test_an_update_without_a_rollout_says_nothing_about_it(config):
-    assert endpoint.update_call(config(), "x").request == {"EndpointName": "digits", "EndpointConfigName": "x"}
+    assert update_call(config(), "x").request == {"EndpointName": "digits", "EndpointConfigName": "x"}
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,8 @@ def test_an_update_without_a_rollout_says_nothing_about_it(config):
 )
 def test_c146_a_large_model_gets_time_to_download_and_to_start(gigabytes, expected, config):
     size = None if gigabytes is None else int(gigabytes * 1e9)
-    assert endpoint.timeouts(config().endpoint, size) == expected
+    limits = timeouts(config().endpoint, ServedModel(MODEL.uri, size))
+    assert (limits.download.seconds, limits.startup.seconds) == expected
 
 
 def test_c146_configured_times_win(config, context):

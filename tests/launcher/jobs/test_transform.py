@@ -4,7 +4,7 @@ import pytest
 
 from launcher.errors import ConfigError
 from launcher.jobs import transform
-from launcher.jobs.endpoint import ServedModel
+from launcher.jobs.model import ServedModel
 from launcher.validate import problems
 
 MODEL = ServedModel("s3://bucket/model.tar.gz")

@@ -5,9 +5,8 @@ import time
 from typing import Any
 
 from launcher.errors import AwsRefused, JobFailed, TimedOut
-from launcher.jobs import alarms, scaling
+from launcher.jobs import alarms, components, scaling
 from launcher.jobs.api import ApiCall
-from launcher.jobs.endpoint import component_calls, component_name
 from launcher.jobs.scaling import SERVICE
 from launcher.project import Project
 
@@ -129,12 +128,12 @@ def variant_ids(name: str, variants: list[str]) -> list[str]:
 
 def scaling_left_over(project: Project, name: str, variants: list[str]) -> list[ApiCall]:
     """What ends the scaling that an earlier configuration asked for and this one does not."""
-    components = [
-        f"inference-component/{component_name(project.config, item.name)}"
+    hosted = [
+        f"inference-component/{components.component_name(project.config, item.name)}"
         for item in project.config.endpoint.components
     ]
     wanted = {call.request.get("ResourceId") for call in scaling.calls(project.config)}
-    others = [item for item in [*variant_ids(name, variants), *components] if item not in wanted]
+    others = [item for item in [*variant_ids(name, variants), *hosted] if item not in wanted]
     return _removal_calls(project, name, others)
 
 
@@ -156,8 +155,8 @@ def hosts_components(project: Project, config_name: str) -> bool:
 
 def components_of(project: Project, name: str) -> list[str]:
     """Names of an endpoint's inference components."""
-    reply = project.aws.call("sagemaker", "ListInferenceComponents", EndpointNameEquals=name, MaxResults=100)
-    return [item["InferenceComponentName"] for item in reply["InferenceComponents"]]
+    found = project.aws.listed("ListInferenceComponents", "InferenceComponents", EndpointNameEquals=name)
+    return [item["InferenceComponentName"] for item in found]
 
 
 def place_components(project: Project, name: str) -> None:
@@ -169,7 +168,7 @@ def place_components(project: Project, name: str) -> None:
     """
     context = project.context()
     models = {item.name: project.served_model(context, item.model) for item in project.config.endpoint.components}
-    wanted = component_calls(project.config, context, models)
+    wanted = components.calls(project.config, context, models)
     names = [call.request["InferenceComponentName"] for call in wanted]
     for other in components_of(project, name):
         if other not in names:

@@ -27,8 +27,7 @@ from botocore.parsers import ResponseParserError
 
 from launcher.errors import AwsRefused, ConfigError
 from launcher.jobs.api import ApiCall
-from launcher.jobs.training import sdk_script_mode_problems
-from launcher.validate import enum_problems, problems, service_model
+from launcher.validate import refuse_malformed, service_model
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +49,7 @@ CLIENT_CONFIG = ClientConfig(
     read_timeout=70,  # a model may take 60 s to answer
     max_pool_connections=32,
 )
+PAGE_ENTRIES = 100  # the most that a SageMaker list gives at once
 HINTS = {
     "ResourceLimitExceeded": "ask for a higher quota in Service Quotas, or take another instance type",
     "ExpiredToken": "log in again",
@@ -95,6 +95,22 @@ class Aws:
         with refusals(operation):
             return getattr(client, xform_name(operation))(**request)
 
+    def listed(self, operation: str, member: str, **request: Any) -> Iterator[dict[str, Any]]:
+        """Every entry of a SageMaker list; the next page is asked for when it is needed.
+
+        Args:
+            operation: such as `ListEndpoints`; it gives 10 entries where nobody asks for more.
+            member: of the reply, such as `Endpoints`.
+            request: filters and order.
+        """
+        request["MaxResults"] = PAGE_ENTRIES
+        while True:
+            reply = self.call("sagemaker", operation, **request)
+            yield from reply[member]
+            if not reply.get("NextToken"):
+                return
+            request["NextToken"] = reply["NextToken"]
+
     def send(self, call: ApiCall) -> dict[str, Any]:
         """Send one request that changes something, after checking it offline.
 
@@ -105,7 +121,7 @@ class Aws:
             ConfigError: the request is not what the API takes; nothing has been sent.
             AwsRefused: the service said no, or cannot be reached.
         """
-        self.check(call)
+        refuse_malformed(call)
         if call.service != "sagemaker":
             return self.call(call.service, call.operation, **call.request)
         if call.operation in CREATED_BY_SDK and sdk_spells(call):
@@ -115,21 +131,6 @@ class Aws:
         client = self.sdk_session.sagemaker_client
         with refusals(call.operation):
             return getattr(client, xform_name(call.operation))(**call.request)
-
-    def check(self, call: ApiCall) -> None:
-        """Refuse a request the service would refuse; a value that is only unknown is a warning, as lists age.
-
-        Raises:
-            ConfigError: what is wrong, one finding per line.
-        """
-        unknown = enum_problems(call)
-        for problem in unknown:
-            logger.warning("%s; sent all the same", problem)
-        wrong = [problem for problem in problems(call) if problem not in unknown]
-        if call.operation == "CreateTrainingJob":
-            wrong += sdk_script_mode_problems(call.request)
-        if wrong:
-            raise ConfigError("\n".join(wrong))
 
     def _create(self, call: ApiCall) -> None:
         resources = sdk_resources()
@@ -216,7 +217,7 @@ def refusals(operation: str) -> Iterator[None]:
         code = error.response["Error"].get("Code", "")
         message = error.response["Error"].get("Message", "")
         hint = f"; {HINTS[code]}" if code in HINTS else ""
-        raise AwsRefused(f"{operation} was refused: {code}: {message}{hint}") from error
+        raise AwsRefused(f"{operation} was refused: {code}: {message}{hint}", code) from error
     except NoCredentialsError as error:
         raise AwsRefused(
             f"{operation}: there are no AWS credentials; run `aws sso login`, set AWS_PROFILE, or add --local"

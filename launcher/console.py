@@ -126,3 +126,12 @@ def table(rows: list[list[str]], header: list[str]) -> str:
 def stdout_or_stderr(json_wanted: bool) -> TextIO:
     """Where progress goes: with `--json`, standard output holds nothing but the result."""
     return sys.stderr if json_wanted else sys.stdout
+
+
+def size_text(count: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -3,7 +3,6 @@
 import logging
 import re
 import secrets
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.account.secrets import refuse_secrets
 from launcher.config import Config
+from launcher.console import size_text
 from launcher.errors import AwsRefused, ConfigError, JobFailed
-from launcher.jobs import alarms, endpoint, scaling, training, transform
+from launcher.jobs import training, transform
 from launcher.jobs.api import ApiCall, JobContext, content_name, s3_join, tag_list, unique_name
 from launcher.jobs.common import is_local_model, model_data_uri, project_uri
-from launcher.jobs.endpoint import ServedModel
+from launcher.jobs.model import ServedModel
 from launcher.packing import code_digest
+from launcher.provenance import provenance
 
 if TYPE_CHECKING:
     from launcher.aws import Aws
@@ -26,12 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DRY_RUN_ACCOUNT = "111122223333"  # AWS's own example account
-DATA_TAG, COMMIT_TAG = "slipway:data", "slipway:commit"
-TAG_LIMIT = 256  # characters of a tag's value
-GIT_SECONDS = 10
 NO_CAPACITY = re.compile(r"CapacityError|InsufficientInstanceCapacity|InsufficientCapacity")
-DRY_RUN_JOB = "newest-training-job"
 
 
 def new_job_name(config: Config) -> str:
@@ -39,58 +35,9 @@ def new_job_name(config: Config) -> str:
     return unique_name(config.name, datetime.now(UTC), secrets.token_hex(2))
 
 
-def dry_context(config: Config) -> JobContext:
-    """A context without an account: what is not known offline is AWS's example."""
-    role = config.role or "slipway-execution-role"
-    return JobContext(
-        job_name=new_job_name(config),
-        account=DRY_RUN_ACCOUNT,
-        region=config.region,
-        bucket=config.bucket or default_bucket(config.region, DRY_RUN_ACCOUNT),
-        role_arn=role if role.startswith("arn:") else f"arn:aws:iam::{DRY_RUN_ACCOUNT}:role/{role}",
-    )
-
-
 def default_bucket(region: str, account: str) -> str:
     """The bucket every SageMaker tool uses where none is named."""
     return f"sagemaker-{region}-{account}"
-
-
-def dry_calls(kind: str, config: Config, directory: Path) -> list[ApiCall]:
-    """The requests of a job kind, made without asking anybody.
-
-    Args:
-        kind: `train`, `transform` or `deploy`.
-        config: the project's.
-        directory: where its relative paths start.
-
-    Raises:
-        ConfigError: something needed is not configured.
-    """
-    calls = _dry_calls(kind, config, dry_context(config), directory)
-    refuse_secrets(calls)
-    return calls
-
-
-def _dry_calls(kind: str, config: Config, context: JobContext, directory: Path) -> list[ApiCall]:
-    if kind == "train":
-        return training.calls(config, context)
-    if kind == "transform":
-        model = config.transform.model or DRY_RUN_JOB
-        return transform.calls(config, context, _dry_model(config, context, directory, model))
-    models = {
-        name: _dry_model(config, context, directory, model or DRY_RUN_JOB)
-        for name, model in endpoint.models_of(config.endpoint).items()
-    }
-    *parts, create = endpoint.calls(config, context, models)
-    name = create.request["EndpointConfigName"]
-    update = [endpoint.update_call(config, name, alarms.names(config))] if config.endpoint.rollout else []
-    components = endpoint.component_calls(config, context, models)
-    return [*parts, *alarms.calls(config), create, *update, *components, *scaling.calls(config)]
-
-
-def _dry_model(config: Config, context: JobContext, directory: Path, model: str) -> ServedModel:
-    return ServedModel(with_code_uri(config, context, directory, model_data_uri(config, context, model)))
 
 
 def with_code_uri(config: Config, context: JobContext, directory: Path, uri: str) -> str:
@@ -248,16 +195,17 @@ class Project:
         Raises:
             ConfigError: there is none.
         """
-        summaries = self.aws.call(
-            "sagemaker",
+        ours = re.compile(rf"{self.config.name}-\d{{8}}-\d{{6}}-\w+")  # not those of a project `<name>-other`
+        jobs = self.aws.listed(
             "ListTrainingJobs",
+            "TrainingJobSummaries",
             NameContains=self.config.name,
             StatusEquals="Completed",
             SortBy="CreationTime",
             SortOrder="Descending",
-        )["TrainingJobSummaries"]
-        for summary in summaries:
-            if summary["TrainingJobName"].startswith(f"{self.config.name}-"):
+        )
+        for summary in jobs:
+            if ours.fullmatch(summary["TrainingJobName"]):
                 return summary["TrainingJobName"]
         raise ConfigError(
             f"no training job of the project {self.config.name!r} has completed; run `python -m launcher train`, "
@@ -306,34 +254,5 @@ class Project:
             logger.info("-> %s %s", call.operation, _name_in(call.request))
 
 
-def provenance(directory: Path, digests: list[str]) -> dict[str, str]:
-    """Tags that say what a job was made of: its uploaded data, and the commit of the project."""
-    tags = {DATA_TAG: "-".join(digests)[:TAG_LIMIT]} if digests else {}
-    commit = _git(directory, "rev-parse", "--short=12", "HEAD")
-    if commit:
-        changed = _git(directory, "status", "--porcelain", "--untracked-files=no")
-        tags[COMMIT_TAG] = f"{commit}-changed" if changed else commit
-    return tags
-
-
-def _git(directory: Path, *arguments: str) -> str:
-    """Output of a git command; empty where there is no git or no repository."""
-    try:
-        command = ["git", "-C", str(directory), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
 def _name_in(request: Mapping[str, Any]) -> str:
     return next(value for key, value in request.items() if key.endswith("Name"))
-
-
-def size_text(count: float) -> str:
-    """Bytes as a person reads them."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -8,11 +8,16 @@ import functools
 import gzip
 import importlib.util
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import ConfigError
 from launcher.jobs.api import ApiCall
+from launcher.jobs.training import sdk_script_mode_problems
+
+logger = logging.getLogger(__name__)
 
 UNICODE_CLASSES = {r"\p{L}": r"\w", r"\p{Z}": r"\s", r"\p{N}": r"\d", r"\p{Alnum}": "A-Za-z0-9"}  # Java's, not Python's
 TYPES: dict[str, tuple[type, ...]] = {
@@ -26,6 +31,65 @@ TYPES: dict[str, tuple[type, ...]] = {
     "double": (float, int),
     "boolean": (bool,),
 }
+
+
+# What a request says, and where the user has said it; the longest path counts.
+SETTINGS = {
+    "CreateTrainingJob.AlgorithmSpecification.MetricDefinitions": "training.metrics",
+    "CreateTrainingJob.AlgorithmSpecification.TrainingImage": "images.training",
+    "CreateTrainingJob.CheckpointConfig": "training.checkpoints",
+    "CreateTrainingJob.Environment": "training.environment",
+    "CreateTrainingJob.HyperParameters": "training.hyperparameters",
+    "CreateTrainingJob.InputDataConfig": "training.channels",
+    "CreateTrainingJob.OutputDataConfig": "training.output",
+    "CreateTrainingJob.ResourceConfig": "training",
+    "CreateTrainingJob.ResourceConfig.InstanceGroups": "training.instance_groups",
+    "CreateTrainingJob.ResourceConfig.InstanceType": "training.instance_type",
+    "CreateTrainingJob.ResourceConfig.VolumeKmsKeyId": "training.volume_kms_key",
+    "CreateTransformJob": "transform",
+    "CreateTransformJob.Environment": "transform.environment",
+    "CreateModel.PrimaryContainer": "endpoint (or transform) and images.serving",
+    "CreateModel.Containers": "endpoint.containers",
+    "CreateEndpointConfig": "endpoint",
+    "CreateEndpoint": "endpoint",
+    "UpdateEndpoint": "endpoint.rollout",
+    "CreateInferenceComponent": "endpoint.components",
+    "PutMetricAlarm": "endpoint.rollout.alarms (or endpoint.scaling)",
+    "RegisterScalableTarget": "endpoint.scaling",
+    "PutScalingPolicy": "endpoint.scaling",
+    "PutScheduledAction": "endpoint.scaling.schedule",
+    "CreateTrainingJob.RoleArn": "role",
+    "CreateModel.ExecutionRoleArn": "role",
+    "CreateTrainingJob.VpcConfig": "network",
+    "CreateModel.VpcConfig": "network",
+    "CreateTrainingJob.Tags": "tags",
+    "CreateTransformJob.Tags": "tags",
+    "CreateModel.Tags": "tags",
+    "CreateEndpointConfig.Tags": "tags",
+}
+
+
+def refuse_malformed(call: ApiCall) -> None:
+    """Refuse a request the service would refuse; a value that is only unknown is a warning, as lists age.
+
+    Raises:
+        ConfigError: what is wrong and which setting it comes from, one finding per line.
+    """
+    unknown = enum_problems(call)
+    for problem in unknown:
+        logger.warning("%s; sent all the same", with_setting(problem))
+    wrong = [problem for problem in problems(call) if problem not in unknown]
+    if call.operation == "CreateTrainingJob":
+        wrong += sdk_script_mode_problems(call.request)
+    if wrong:
+        raise ConfigError("\n".join(with_setting(problem) for problem in wrong))
+
+
+def with_setting(problem: str) -> str:
+    """A problem with the setting that the refused value comes from, where one is known."""
+    path = re.split(r":| key", problem, maxsplit=1)[0]
+    known = [prefix for prefix in SETTINGS if f"{path}.".startswith((f"{prefix}.", f"{prefix}["))]
+    return f"{problem}; change {SETTINGS[max(known, key=len)]}" if known else problem
 
 
 def problems(call: ApiCall) -> list[str]:

@@ -45,6 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "launcher.load": {"launcher", "launcher.aws", "launcher.invoke"},
     "launcher.explain": {"launcher", "launcher.aws", "launcher.run"},
     "launcher.project": {"launcher", "launcher.account", "launcher.aws", "launcher.data", "launcher.jobs"},
+    "launcher.dry_run": {"launcher", "launcher.account", "launcher.jobs", "launcher.project"},
     "launcher.attachments": {"launcher", "launcher.jobs", "launcher.project"},
     "launcher.deployment": {"launcher", "launcher.attachments", "launcher.jobs", "launcher.project", "launcher.run"},
     "launcher.images": {
@@ -57,7 +58,7 @@ ARROWS: dict[str, set[str]] = {
         "launcher.project",
         "launcher.run",
     },
-    "launcher.account": {"launcher", "launcher.aws", "launcher.jobs", "launcher.project"},
+    "launcher.account": {"launcher", "launcher.aws", "launcher.dry_run", "launcher.jobs", "launcher.project"},
     # Looks at this machine before anything runs on it: the local SageMaker's images among the rest.
     "launcher.doctor": {"container.contract", "launcher", "launcher.local.client"},
     "launcher.demo": {
@@ -87,6 +88,7 @@ ARROWS: dict[str, set[str]] = {
         "launcher.demo",
         "launcher.deployment",
         "launcher.doctor",
+        "launcher.dry_run",
         "launcher.explain",
         "launcher.images",
         "launcher.invoke",

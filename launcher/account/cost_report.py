@@ -154,32 +154,23 @@ def _seconds(start: datetime | None, end: datetime) -> float:
 
 
 def _trainings(aws: "Aws", billing: Billing, tag: str) -> Iterator[Spent]:
-    for item in _pages(aws, "ListTrainingJobs", "TrainingJobSummaries", CreationTimeAfter=billing.since):
+    for item in aws.listed("ListTrainingJobs", "TrainingJobSummaries", CreationTimeAfter=billing.since):
         found = aws.call("sagemaker", "DescribeTrainingJob", TrainingJobName=item["TrainingJobName"])
         yield training_spent(found, _tag(aws, item["TrainingJobArn"], tag), billing)
 
 
 def _transforms(aws: "Aws", billing: Billing, tag: str) -> Iterator[Spent]:
-    for item in _pages(aws, "ListTransformJobs", "TransformJobSummaries", CreationTimeAfter=billing.since):
+    for item in aws.listed("ListTransformJobs", "TransformJobSummaries", CreationTimeAfter=billing.since):
         found = aws.call("sagemaker", "DescribeTransformJob", TransformJobName=item["TransformJobName"])
         yield transform_spent(found, _tag(aws, item["TransformJobArn"], tag), billing)
 
 
 def _endpoints(aws: "Aws", billing: Billing, tag: str) -> Iterator[Spent]:
-    for item in _pages(aws, "ListEndpoints", "Endpoints"):
+    for item in aws.listed("ListEndpoints", "Endpoints"):
         found = aws.call("sagemaker", "DescribeEndpoint", EndpointName=item["EndpointName"])
         name = found["EndpointConfigName"]
         configuration = aws.call("sagemaker", "DescribeEndpointConfig", EndpointConfigName=name)
         yield endpoint_spent(found, configuration, _tag(aws, item["EndpointArn"], tag), billing)
-
-
-def _pages(aws: "Aws", operation: str, member: str, **request: Any) -> Iterator[Mapping[str, Any]]:
-    while True:
-        reply = aws.call("sagemaker", operation, **request)
-        yield from reply[member]
-        if not reply.get("NextToken"):
-            return
-        request["NextToken"] = reply["NextToken"]
 
 
 def _tag(aws: "Aws", arn: str, key: str) -> str:

@@ -21,10 +21,11 @@ from launcher.account.preflight_scene import Scene, refused
 from launcher.account.secrets import secrets_in
 from launcher.aws import Aws
 from launcher.config import Config
+from launcher.dry_run import dry_context
 from launcher.errors import AwsRefused, ConfigError, LauncherError
 from launcher.findings import Finding, failures
 from launcher.jobs.api import ApiCall, JobContext
-from launcher.project import default_bucket, dry_context, new_job_name
+from launcher.project import default_bucket, new_job_name
 from launcher.validate import enum_problems, problems
 
 THREADS = 8

@@ -93,8 +93,9 @@ def policy(asked: Asked, account: str | None, part: str | None, kinds: tuple[Any
 def context_of(config: "Config", account: str | None) -> "tuple[JobContext, list[str]]":
     """Account, bucket and role as far as they are known offline, and what had to be assumed."""
     from launcher.account.iam_statements import Arns
+    from launcher.dry_run import DRY_RUN_ACCOUNT
     from launcher.jobs.api import JobContext
-    from launcher.project import DRY_RUN_ACCOUNT, default_bucket
+    from launcher.project import default_bucket
 
     role, notes = config.role or DEFAULT_ROLE, []
     of_role = role.split(":")[4] if role.startswith("arn:") else None

@@ -93,8 +93,8 @@ def push(options: Options, image: str, output: Path | None) -> None:
     chosen = chosen_images(settings, image)
     if options.dry_run:
         return show_call(options, "CreateRepository", {"repositoryName": next(iter(chosen.values())).repository}, "ecr")
+    from launcher.console import size_text
     from launcher.images.registry import push as push_image
-    from launcher.project import size_text
 
     project = open_project(settings, options)
     record = LOCAL_HOME / IMAGES_FILE

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from launcher.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+JOBS_SHOWN = 50
 
 
 @click.command()
@@ -196,20 +199,20 @@ def explain(options: Options, name: str) -> None:
 @click.command()
 @common_options
 def jobs(options: Options) -> None:
-    """List training and transform jobs, the newest first."""
+    """List the newest 50 training and transform jobs of the account."""
     settings = load_settings(options)
     if options.dry_run:
         return show_call(options, "ListTrainingJobs", {})
     aws = open_project(settings, options).aws
     rows = []
     for noun in ("TrainingJob", "TransformJob"):
-        reply = aws.call("sagemaker", f"List{noun}s", SortBy="CreationTime", SortOrder="Descending")
+        found = aws.listed(f"List{noun}s", f"{noun}Summaries", SortBy="CreationTime", SortOrder="Descending")
         rows += [
             [item[f"{noun}Name"], noun, item[f"{noun}Status"], f"{item['CreationTime']:%Y-%m-%d %H:%M:%S}"]
-            for item in reply[f"{noun}Summaries"]
+            for item in islice(found, JOBS_SHOWN)
         ]
     rows.sort(key=lambda row: row[3], reverse=True)
-    return show_table(options, rows, ["NAME", "KIND", "STATUS", "CREATED"])
+    return show_table(options, rows[:JOBS_SHOWN], ["NAME", "KIND", "STATUS", "CREATED"])
 
 
 @click.command()

@@ -147,7 +147,7 @@ def tell_price(options: Options, kind: Literal["train", "transform", "deploy"], 
 
 def show_calls(options: Options, kind: str, settings: "Settings") -> None:
     """Print the requests a verb would send."""
-    from launcher.project import dry_calls
+    from launcher.dry_run import dry_calls
 
     calls = [asdict(call) for call in dry_calls(kind, settings.config, settings.directory)]
     show(

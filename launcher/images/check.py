@@ -10,8 +10,8 @@ from typing import Any
 from container.contract import BASE_DIR
 from launcher.account.secrets import secrets_of
 from launcher.config.images import Image
+from launcher.console import size_text
 from launcher.findings import Finding
-from launcher.project import size_text
 
 logger = logging.getLogger(__name__)
 

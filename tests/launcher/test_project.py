@@ -9,7 +9,7 @@ import pytest
 from launcher import cli
 from launcher.config import Config
 from launcher.errors import AwsRefused, ConfigError, JobFailed
-from launcher.project import provenance
+from launcher.provenance import provenance
 
 CAPACITY = {"Error": {"Code": "CapacityError", "Message": "no machines"}}
 
@@ -101,6 +101,24 @@ def test_a_job_that_has_not_finished_has_no_model(project, canned):
     canned("DescribeTrainingJob", {"TrainingJobName": "x", "TrainingJobStatus": "InProgress"})
     with pytest.raises(ConfigError, match="training job x is InProgress and has no model yet"):
         project().artifact_uri("x")
+
+
+def test_the_newest_job_is_this_projects_own_however_many_others_there_are(project, canned, sent):
+    others = [{"TrainingJobName": f"digits-other-20261121-0908{n:02}-22d9"} for n in range(60)]
+    ours = [{"TrainingJobName": "digits-20261120-090804-22d9"}, {"TrainingJobName": "digits-20261119-090804-22d9"}]
+    canned(
+        "ListTrainingJobs",
+        {"TrainingJobSummaries": others, "NextToken": "more"},
+        {"TrainingJobSummaries": ours},
+    )
+    assert project().newest_training_job() == "digits-20261120-090804-22d9"
+    assert [request.get("NextToken") for _, request in sent] == [None, "more"]
+
+
+def test_without_a_completed_job_of_this_project_the_error_says_what_to_do(project, canned):
+    canned("ListTrainingJobs", {"TrainingJobSummaries": [{"TrainingJobName": "digits-other-20261121-090801-22d9"}]})
+    with pytest.raises(ConfigError, match="no training job of the project 'digits' has completed; run"):
+        project().newest_training_job()
 
 
 def test_a_refused_description_is_not_taken_for_a_missing_one(project, canned):

@@ -1,11 +1,15 @@
 """The offline validator agrees with botocore's own, and knows the limits botocore leaves to the service."""
 
+import json
+import re
+
 import botocore.session
 import pytest
 from botocore.validate import ParamValidator
 
+from launcher import cli
 from launcher.jobs.api import ApiCall
-from launcher.validate import enum_problems, problems
+from launcher.validate import SETTINGS, enum_problems, problems, service_model
 
 GOOD = {
     "TrainingJobName": "a",
@@ -59,6 +63,46 @@ def test_what_botocore_refuses_is_refused_here_too(request_body, finding):
 def test_c73_limits_that_only_the_service_knows_are_checked_before_the_call(request_body, finding):
     assert not botocores_verdict(request_body)
     assert any(finding in problem for problem in problems(ApiCall("sagemaker", "CreateTrainingJob", request_body)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("training.environment={A-B: x}", "Environment key: 'A-B' does not match .*; change training.environment"),
+        ("training.channels.train.source=s3://b/" + "x" * 1020, "above the maximum of 1024; change training.channels"),
+        ("network={subnets: [sub net], security_groups: [sg-1]}", "does not match .*; change network"),
+        ("role=arn:nonsense", "does not match .*; change role"),
+        ("endpoint.environment={A-B: x}", "Environment key: 'A-B' does not match .*; change endpoint"),
+        ("endpoint.kms_key=a key", "does not match .*; change endpoint"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_service_would_and_names_its_setting(
+    setting, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    verb = "deploy" if setting.startswith("endpoint") else "train"
+    assert cli.main([verb, "--dry-run", "--set", setting]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.search(message, printed.err)
+
+
+def test_a_dry_run_warns_of_an_instance_type_that_is_newer_than_the_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--dry-run", "--json", "--set", "training.instance_type=ml.zz9.large"]) == 0
+    printed = capsys.readouterr()
+    assert "known values; change training.instance_type; sent all the same" in printed.err
+    assert json.loads(printed.out)[0]["request"]["ResourceConfig"]["InstanceType"] == "ml.zz9.large"
+
+
+@pytest.mark.parametrize("path", SETTINGS)
+def test_every_setting_is_named_for_a_member_that_the_api_has(path):
+    operation, *members = path.split(".")
+    services = ("sagemaker", "cloudwatch", "application-autoscaling")
+    model = next(model for model in map(service_model, services) if operation in model["operations"])
+    shape = model["shapes"][model["operations"][operation]["input"]["shape"]]
+    for name in members:
+        shape = model["shapes"][shape["members"][name]["shape"]]
 
 
 def test_a_switch_is_not_a_number():

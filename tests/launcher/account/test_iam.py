@@ -8,8 +8,8 @@ import pytest
 from launcher.account.iam import POLICY_LIMIT, Policies, policies
 from launcher.account.iam_statements import WITHOUT_RESOURCES, Statement, policy_size
 from launcher.config import Config
+from launcher.dry_run import dry_context
 from launcher.jobs.api import JobContext
-from launcher.project import dry_context
 from launcher.validate import service_model
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from launcher.account.needs import planned_calls
 from launcher.account.secrets import entropy, refuse_secrets, says_secret, secret_form, secrets_in, secrets_of
 from launcher.config import Config
+from launcher.dry_run import dry_context
 from launcher.errors import ConfigError
-from launcher.project import dry_context
 
 # Put together here, so that this file itself passes a scan for secrets.
 FORMS = {

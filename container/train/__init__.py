@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from container.recordio import RecordIOError, read_records
     from container.train.checkpoint import Checkpoints
-    from container.train.disk import DiskFullError, require_free_space, state_bytes
+    from container.train.disk import DiskFullError, export_weights, require_free_space, state_bytes
     from container.train.environment import TrainingEnvironment, training_environment
     from container.train.files import ChannelError, channel_directory, list_files
     from container.train.fsdp import full_state_dict, load_full_state_dict, shard
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from container.train.manifest import AugmentedManifest, AugmentedManifestFile, ImageLabel
     from container.train.metrics import Metrics
     from container.train.pipe import PipeChannel
-    from container.train.recordio import RecordIOError, read_records
     from container.train.sharded import CheckpointMismatchError, ShardedCheckpoints
     from container.train.shards import Share, TarShards, agreed_steps, channel_share, equal_steps
     from container.train.shared_memory import loader_options
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Checkpoints": "checkpoint",
     "DiskFullError": "disk",
+    "export_weights": "disk",
     "require_free_space": "disk",
     "state_bytes": "disk",
     "TrainingEnvironment": "environment",
@@ -46,8 +47,8 @@ _HOMES = {
     "ImageLabel": "manifest",
     "Metrics": "metrics",
     "PipeChannel": "pipe",
-    "RecordIOError": "recordio",
-    "read_records": "recordio",
+    "RecordIOError": ".recordio",  # one up: serving reads it, too
+    "read_records": ".recordio",
     "CheckpointMismatchError": "sharded",
     "ShardedCheckpoints": "sharded",
     "Share": "shards",
@@ -68,4 +69,4 @@ __all__ = [*_HOMES]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from container.recordio import NoRecordIO, RecordIOError, read_records
 from container.train.environment import TrainingEnvironment
 from container.train.files import ChannelError, channel_config
-from container.train.recordio import read_records
 from container.train.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -115,8 +115,17 @@ class PipeChannel(IterableDataset[Any]):
                 )
             return
         with self.open() as file:
-            pieces = read_records(file) if self.records else iter(lambda: file.read(BUFFER_BYTES), b"")
+            pieces = self._records(file) if self.records else iter(lambda: file.read(BUFFER_BYTES), b"")
             yield from map(self.decode, pieces)
+
+    def _records(self, file: BinaryIO) -> Iterator[bytes]:
+        try:
+            yield from read_records(file)
+        except NoRecordIO as error:
+            raise ChannelError(f"{self.path}: {error}: was the channel made with RecordWrapperType RecordIO?") from None
+        except RecordIOError as error:
+            why = "its writer failed or was stopped, or the data are damaged"
+            raise ChannelError(f"{self.path}: {error}: {why}") from None
 
     def _wait_for(self, fifo: Path) -> None:
         started, said = time.monotonic(), False

@@ -18,7 +18,6 @@ from container.train import pipe
 from container.train.environment import read_environment
 from container.train.files import ChannelError
 from container.train.pipe import PipeChannel
-from container.train.recordio import RecordIOError
 from launcher.local.opt_ml import write_training_input
 
 FORK = multiprocessing.get_context("fork")
@@ -134,8 +133,14 @@ def test_c37_a_platform_that_dies_inside_a_record_is_an_error(platform):
     channel = PipeChannel(platform([[record(b"whole"), record(b"never whole")[:-5]]]), records=True, timeout_seconds=20)
     records = iter(channel)
     assert next(records) == b"whole"
-    with pytest.raises(RecordIOError, match="inside of a record"):
+    with pytest.raises(ChannelError, match="train: RecordIO ends at .* inside of a record, .*: its writer failed"):
         next(records)
+
+
+def test_c37_objects_that_were_not_wrapped_as_records_are_an_error_that_says_so(platform):
+    channel = PipeChannel(platform([[b"5.1,3.5,1.4,0.2,setosa\n"]]), records=True, timeout_seconds=20)
+    with pytest.raises(ChannelError, match="record 0 at byte 0 starts with .*: was .* made with RecordWrapperType"):
+        list(channel)
 
 
 def test_c36_a_record_larger_than_buffer_and_pipe_arrives_whole(platform):

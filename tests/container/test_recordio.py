@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from container.train.recordio import RecordIOError, read_records
+from container.recordio import NoRecordIO, RecordIOError, read_records
 
 MAGIC = bytes([0x0A, 0x23, 0xD7, 0xCE])
 
@@ -82,7 +82,7 @@ def test_c37_every_single_place_of_a_cut_is_found():
 def test_c37_a_wrong_magic_number_is_an_error_that_says_where(garbage):
     stream = read_records(io.BytesIO(frame(0, b"fine!") + garbage))
     assert next(stream) == b"fine!"
-    with pytest.raises(RecordIOError, match=r"record 1 at byte 16 starts with 0x\w{8}, not .*RecordWrapperType"):
+    with pytest.raises(NoRecordIO, match=r"record 1 at byte 16 starts with 0x\w{8}, not with RecordIO's 0xced7230a"):
         next(stream)
 
 

@@ -199,7 +199,7 @@ def is_reserved_hyperparameter(name: str) -> bool:
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
-# What the built-in program prints each epoch. The launcher sends MetricDefinitions made from these names.
+# What the built-in program prints, each epoch and at its end; the launcher sends MetricDefinitions of these names.
 BUILTIN_METRICS = (
     "train:loss",
     "train:accuracy",
@@ -207,8 +207,10 @@ BUILTIN_METRICS = (
     "train:learning_rate",
     "validation:loss",
     "validation:accuracy",
+    "validation:macro_f1",
     "test:loss",
     "test:accuracy",
+    "test:macro_f1",
 )
 
 
@@ -241,6 +243,8 @@ STARTUP_TIMEOUT_SECONDS = 480  # ContainerStartupHealthCheckTimeoutInSeconds: th
 INVOCATION_TIMEOUT_SECONDS = 60  # real time
 BATCH_INVOCATION_TIMEOUT_SECONDS = 3600  # ModelClientConfig.InvocationsTimeoutInSeconds' maximum
 REALTIME_PAYLOAD_BYTES = 25 * 1024 * 1024  # "Inference options": 25 MB; the service model still says 6 MiB
+SERVERLESS_PAYLOAD_BYTES = 4 * 1024 * 1024
+ASYNC_PAYLOAD_BYTES = 1024 * 1024 * 1024  # of the object in S3
 BATCH_PAYLOAD_BYTES = 100 * 1024 * 1024  # MaxPayloadInMB's maximum
 DEFAULT_MAX_PAYLOAD_IN_MB = 6
 

@@ -56,6 +56,7 @@ def test_c20_c41_c50_c58_c63_c65_c67_two_hosts_train_and_rank_0_leaves_everythin
     found = re.findall(contract.metric_regex("test:accuracy"), job.log(), re.MULTILINE)
     assert [float(value) for value in found] == pytest.approx([history[-1]["test:accuracy"]])
     assert all(line.count(";") == 1 for line in job.log().splitlines() if "train:loss=" in line)
+    assert printed_metrics(job) == {name for name in contract.BUILTIN_METRICS if not name.startswith("validation:")}
 
     network, signature = load_model(job.opt_ml().model)
     from container.images import decode_image
@@ -69,6 +70,10 @@ def test_c20_c41_c50_c58_c63_c65_c67_two_hosts_train_and_rank_0_leaves_everythin
         scores = network(normalize(image[None], signature)).softmax(1)[0]
         assert signature.classes[int(scores.argmax())] == row["predicted"]
         assert scores.max().item() == pytest.approx(float(row[f"p:{row['predicted']}"]), abs=1e-5)
+
+
+def printed_metrics(job):
+    return set(re.findall(r"epoch=\d+ step=\d+ ([\w:]+)=\S+;", job.log()))
 
 
 @pytest.mark.slow

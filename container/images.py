@@ -2,15 +2,20 @@
 
 Pillow reads the header, so that a small file cannot announce gigabytes, and decodes everything but JPEG. torchvision
 decodes JPEG, which is where speed counts: outside the interpreter's lock, into the tensor. Its PNG decoder is not used:
-torchvision 0.29.1 ends in a segmentation fault on a PNG with a truncated chunk.
+torchvision 0.29.1 ends in a segmentation fault on a PNG with a truncated chunk. In an image without torchvision Pillow
+decodes JPEG, too.
 """
 
 import io
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+try:
+    import torchvision
+except ModuleNotFoundError:
+    torchvision = None
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
 PIXEL_LIMIT = 50_000_000  # 150 MB as RGB bytes; more than any camera's picture, less than would hurt
@@ -39,7 +44,7 @@ def decode_image(encoded: bytes | memoryview, channels: int) -> torch.Tensor:
         ImageError: none of the formats, damaged, or an animation.
     """
     with _opened(encoded) as image:
-        if image.format == "JPEG" and image.mode in ("L", "RGB"):
+        if torchvision and image.format == "JPEG" and image.mode in ("L", "RGB"):
             return _decode_jpeg(encoded, channels)
         try:
             upright = ImageOps.exif_transpose(image)

@@ -10,15 +10,24 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-import torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+try:
+    import torchvision
+except ModuleNotFoundError:  # a small image for the CPU may do without: it knows `convnet` alone
+    torchvision = None
 
 WEIGHTS_FILE = "model.safetensors"
 SIGNATURE_FILE = "model.json"
 FORMAT = 1
+# Under which key training scripts keep a state dict in a checkpoint, an averaged one first.
+CHECKPOINT_KEYS = ("model_ema", "state_dict", "model_state_dict", "model", "network")
+# What DDP or AveragedModel, torch.compile and Lightning put before each name.
+NAME_PREFIXES = ("module.", "_orig_mod.", "model.")
 # What a signature written by hand may leave out: colour images, on the scale of torchvision's published weights.
 OPTIONAL_FIELDS = {
     "format": FORMAT,
@@ -82,7 +91,7 @@ def _conv_block(inputs: int, outputs: int) -> list[nn.Module]:
 
 def architectures() -> list[str]:
     """Names `build_network` takes: `convnet` and every torchvision classifier."""
-    return ["convnet", *torchvision.models.list_models(module=torchvision.models)]
+    return ["convnet", *(torchvision.models.list_models(module=torchvision.models) if torchvision else ())]
 
 
 def build_network(architecture: str, num_classes: int, image_shape: Sequence[int]) -> nn.Module:
@@ -100,7 +109,8 @@ def build_network(architecture: str, num_classes: int, image_shape: Sequence[int
     if architecture == "convnet":
         return ConvNet(channels, num_classes)
     if architecture not in architectures():
-        raise ModelFormatError(f"unknown architecture {architecture!r}; use 'convnet' or a torchvision classifier")
+        known = "a torchvision classifier" if torchvision else "build the image with torchvision"
+        raise ModelFormatError(f"unknown architecture {architecture!r}; use 'convnet' or {known}")
     extra: dict[str, object] = {}
     if architecture.startswith("vit_"):
         extra["image_size"] = height  # its position embedding has one entry per patch
@@ -169,7 +179,9 @@ def save_model(directory: Path, network: nn.Module, signature: ModelSignature) -
     save_file(weights, temporary, metadata={"format": "pt"})
     temporary.chmod(0o644)  # safetensors gives it to its owner alone; a serverless endpoint reads it as somebody else
     temporary.replace(directory / WEIGHTS_FILE)
-    stamped = asdict(signature) | {"torch_version": torch.__version__, "torchvision_version": torchvision.__version__}
+    stamped = asdict(signature) | {"torch_version": torch.__version__}
+    if torchvision:
+        stamped["torchvision_version"] = torchvision.__version__
     temporary = directory / f".{SIGNATURE_FILE}.{os.getpid()}"
     temporary.write_text(json.dumps(stamped, indent=1))
     temporary.replace(directory / SIGNATURE_FILE)
@@ -214,3 +226,25 @@ def load_model(directory: Path, device: torch.device | str = "cpu") -> tuple[nn.
     except Exception as error:  # safetensors' and torch's own errors share no base class
         raise ModelFormatError(f"{path} does not fit its signature: {type(error).__name__}: {error}") from error
     return network.to(device).eval(), signature
+
+
+def state_dict_of(value: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict by the network's own names; empty where there are none.
+
+    Args:
+        value: what a file held: a state dict, or a checkpoint around one, with whatever wrappers' prefixes.
+    """
+    while isinstance(value, dict):
+        inner = next((value[key] for key in CHECKPOINT_KEYS if isinstance(value.get(key), dict)), None)
+        if inner is None:
+            break
+        value = inner
+    tensors = {
+        name: tensor
+        for name, tensor in (value.items() if isinstance(value, dict) else ())
+        if isinstance(tensor, torch.Tensor) and name != "n_averaged"  # AveragedModel's own count
+    }
+    for prefix in NAME_PREFIXES:
+        if tensors and all(str(name).startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors

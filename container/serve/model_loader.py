@@ -1,5 +1,6 @@
 """Loads the model file that `model_files` found, with the default steps it is served by."""
 
+import argparse
 import sys
 import warnings
 import zipfile
@@ -12,7 +13,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from container.model import ModelFormatError, ModelSignature, build_network, load_model, read_signature
+from container.model import (
+    ModelFormatError,
+    ModelSignature,
+    build_network,
+    load_model,
+    read_signature,
+    state_dict_of,
+)
 from container.serve.array_model import ArrayModel
 from container.serve.classifier import ImageClassifier
 from container.serve.model_files import (
@@ -25,7 +33,6 @@ from container.serve.model_files import (
 )
 from container.serve.plan import is_true
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which checkpoints keep the state dict
 SAVE_AGAIN = "save the model again, and pack the whole file"
 
 
@@ -82,20 +89,10 @@ class OneByOne(nn.Module):
 def _with_weights(path: Path, value: Any, signature: ModelSignature, device: str) -> nn.Module:
     network = build_network(signature.architecture, len(signature.classes), signature.image_shape)
     try:
-        network.load_state_dict(_state_dict(value))
+        network.load_state_dict(state_dict_of(value))
     except (RuntimeError, TypeError) as error:
         raise ModelFormatError(f"{path} does not fit {signature.architecture!r} of model.json: {error}") from None
     return network.to(device).eval()
-
-
-def _state_dict(value: Any) -> Any:
-    """A state dict out of the checkpoint around it, without the prefix that DistributedDataParallel gives each name."""
-    for name in WRAPPERS:
-        if isinstance(value, dict) and isinstance(value.get(name), dict):
-            value = value[name]
-    if isinstance(value, dict) and value and all(str(name).startswith("module.") for name in value):
-        value = {name.removeprefix("module."): tensor for name, tensor in value.items()}
-    return value
 
 
 def _load_module(found: ModelFile, device: str, environ: Mapping[str, str]) -> tuple[nn.Module, np.ndarray | None]:
@@ -177,7 +174,9 @@ def _unpickle(found: ModelFile, device: str, environ: Mapping[str, str]) -> Any:
     if trusted and Path(code).is_dir() and code not in sys.path:
         sys.path.insert(0, code)  # a pickled module finds its class there
     try:
-        return torch.load(found.path, map_location=device, weights_only=not trusted)
+        # Reference scripts keep their arguments beside the weights: a bag of attributes, of which nothing runs.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(found.path, map_location=device, weights_only=not trusted)
     except (RuntimeError, EOFError) as error:
         raise _damaged(found.path, error) from None
     except Exception as error:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from container.model import ModelSignature, architectures, load_model
+from container.model import ModelSignature, architectures, load_model, state_dict_of
 from container.train.data import DEFAULT_PIXELS, DataError
 from container.train.environment import TrainingEnvironment
 from container.train.files import list_files
@@ -29,8 +29,6 @@ NAMED = 6  # names of tensors in a log line
 
 # What torchvision's published weights were trained on: https://pytorch.org/vision/stable/models.html
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Under which key training scripts keep a state dict, an averaged one first.
-WRAPPERS = ("model_ema", "state_dict", "model_state_dict", "model", "network")
 
 
 @dataclass(frozen=True)
@@ -189,21 +187,9 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
             f"{path} cannot be read: {str(error).splitlines()[0]}; save the state dict alone: "
             "torch.save(network.state_dict(), ...)"
         ) from error
-    while isinstance(value, dict):
-        inner = next((value[key] for key in WRAPPERS if isinstance(value.get(key), dict)), None)
-        if inner is None:
-            break
-        value = inner
-    tensors = {
-        name: tensor
-        for name, tensor in (value.items() if isinstance(value, dict) else ())
-        if isinstance(tensor, torch.Tensor) and name != "n_averaged"
-    }
+    tensors = state_dict_of(value)
     if not tensors:
         raise DataError(f"{path} holds no state dict: save it with torch.save(network.state_dict(), ...)")
-    for prefix in ("module.", "_orig_mod.", "model."):  # DDP or AveragedModel, torch.compile, Lightning
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 

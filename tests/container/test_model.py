@@ -1,6 +1,8 @@
 """The artifact survives a round trip, and says what is wrong with one that is not its own."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -106,3 +108,35 @@ def test_an_image_of_the_right_size_is_not_touched():
     image = torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8)
     assert resize_image(image, 8, 8) is image
     assert resize_image(image, 4, 6).shape == (1, 4, 6)
+
+
+def test_without_torchvision_our_own_network_is_saved_and_served_and_jpeg_is_decoded():
+    code = """
+import sys
+sys.modules["torchvision"] = None  # from here on it cannot be found
+import io, tempfile
+from pathlib import Path
+from PIL import Image
+from container.images import decode_image
+from container.model import ModelFormatError, ModelSignature, architectures, build_network, load_model, save_model
+from container.serve.vision import import_torchvision
+
+import_torchvision()
+jpeg = io.BytesIO()
+Image.new("RGB", (4, 2), (200, 0, 0)).save(jpeg, "JPEG")
+print(list(decode_image(jpeg.getvalue(), 3).shape), architectures())
+directory = Path(tempfile.mkdtemp())
+signature = ModelSignature("convnet", ("a", "b"), 1, 8, 8, (0,), (1,))
+save_model(directory, build_network("convnet", 2, (1, 8, 8)), signature)
+print(load_model(directory)[1].classes)
+try:
+    build_network("resnet18", 2, (3, 8, 8))
+except ModelFormatError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [
+        "[3, 2, 4] ['convnet']",
+        "('a', 'b')",
+        "unknown architecture 'resnet18'; use 'convnet' or build the image with torchvision",
+    ], done.stderr

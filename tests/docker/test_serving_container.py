@@ -65,23 +65,61 @@ def test_c3_c82_c104_it_serves_a_read_only_model_directory(serve_image, docker, 
     assert json.loads(docker("inspect", container).stdout)[0]["State"]["ExitCode"] == 0
 
 
-def test_c142_it_serves_as_another_user_on_a_read_only_root_without_shared_memory(serve_image, docker, artifact):
-    container = docker(
+ASK_INSIDE = """
+import json, sys, time, urllib.request
+url = "http://127.0.0.1:8080"
+for _ in range(600):
+    try:
+        assert urllib.request.urlopen(url + "/ping", timeout=2).status == 200
+        break
+    except OSError:
+        time.sleep(0.2)
+body = json.dumps({"instances": [[[0] * 8] * 8]}).encode()
+request = urllib.request.Request(url + "/invocations", body, {"Content-Type": "application/json"})
+print(urllib.request.urlopen(request, timeout=30).read().decode())
+"""
+
+
+def closed(docker, artifact, image, *more: str) -> str:
+    """The container of a server that has nothing but `/tmp`: no network, nothing writable, no rights."""
+    return docker(
         "run",
         "--detach",
-        "--publish=127.0.0.1::8080",
+        "--network=none",
         "--user=10001:10001",
         "--read-only",
         "--tmpfs=/tmp",
         "--ipc=none",
         "--cap-drop=ALL",
         f"--volume={artifact}:/opt/ml/model:ro",
-        serve_image,
+        *more,
+        image,
         "serve",
     ).stdout.strip()
-    port = port_of(docker, container)
-    wait_until_healthy(docker, container, port)
-    assert len(invoke(port)["predictions"]) == 1
+
+
+def ask_inside(docker, container: str) -> dict:
+    """The answer to an image of zeros, asked for from within: the container has no network."""
+    done = docker("exec", container, "/opt/venv/bin/python", "-c", ASK_INSIDE, check=False, timeout=150)
+    assert done.returncode == 0, done.stderr + docker("logs", container).stdout[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_c142_it_serves_as_another_user_on_a_read_only_root_without_shared_memory_or_network(
+    serve_image, docker, artifact
+):
+    container = closed(docker, artifact, serve_image)
+    assert len(ask_inside(docker, container)["predictions"]) == 1
+    mount_point = {"C /opt", "A /opt/ml", "A /opt/ml/model"}
+    assert set(docker("diff", container).stdout.splitlines()) == mount_point
+
+
+def test_c143_two_gigabytes_are_one_process(serve_image, docker, artifact):
+    container = closed(docker, artifact, serve_image, "--memory=2g")
+    assert len(ask_inside(docker, container)["predictions"]) == 1
+    log = docker("logs", container).stdout
+    assert " processes=1 " in log
+    assert json.loads(docker("inspect", container).stdout)[0]["State"]["OOMKilled"] is False
 
 
 def test_c83_c128_two_copies_serve_in_one_network_namespace(serve_image, docker, artifact):

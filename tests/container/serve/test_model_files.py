@@ -1,5 +1,6 @@
 """Models without user code: each format is recognised by its content, and what cannot be served says why."""
 
+import argparse
 import io
 import json
 import sys
@@ -123,12 +124,16 @@ def test_weights_or_a_program_with_a_signature_answer_alike(open_door, tmp_path)
     convnet = build_network("convnet", 2, (1, 8, 8)).eval()
     weights = convnet.state_dict()
     wrapped = {"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}
+    compiled = {f"_orig_mod.{name}": tensor for name, tensor in weights.items()}
+    averaged = {"model": {}, "model_ema": {"n_averaged": torch.tensor(9)} | wrapped["state_dict"]}
     image = torch.zeros(2, 1, 8, 8)
     writers = {
         "net.safetensors": lambda path: save_file(weights, path),
         "model.safetensors": lambda path: save_file(weights, path),
         "net.pth": lambda path: torch.save(weights, path),
         "checkpoint.ckpt": lambda path: torch.save(wrapped, path),
+        "compiled.pt": lambda path: torch.save(compiled, path),
+        "reference.pth": lambda path: torch.save(averaged | {"args": argparse.Namespace(lr=1)}, path),
         "legacy.bin": lambda path: torch.save(weights, path, _use_new_zipfile_serialization=False),
         "net.pt": lambda path: torch.jit.save(torch.jit.trace(convnet, image), path),
         "net.pt2": lambda path: torch.export.save(exported(convnet, image), path),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from container.serve import codec, lines
-from container.serve.batch_size import agree
+from container.serve.batch_size import agree, rows_at_once
 from container.serve.call import Call
 from container.serve.exchange import BadRequest
 from container.serve.interface import Interface
@@ -56,7 +56,7 @@ class ArrayModel:
     def decode(self, call: Call) -> Any:
         kind = codec.media_type(call.request.headers.get("content-type"))
         if self.placeholders and kind in lines.TYPES:
-            return lines.decode_lines(call, kind)
+            return lines.decode_records(call, kind)
         return codec.decode_array(call.request.body, kind)
 
     def batch_key(self, data: Any) -> Hashable:
@@ -68,7 +68,7 @@ class ArrayModel:
 
     def predict(self, batch: Sequence[Any]) -> list[Any]:
         if len(batch) == 1:
-            return [self._predict(batch[0])]
+            return [self._predict_in_parts(batch[0])]
         key = self.batch_key(batch[0])
         try:
             together = self._predict_rows(batch)
@@ -81,6 +81,16 @@ class ArrayModel:
         alone = [self._predict(data) for data in batch]
         self._batches[key] = all(agree(one, other) for one, other in zip(together, alone, strict=True))
         return alone
+
+    def _predict_in_parts(self, data: Any) -> Any:
+        """The model's answer to one input; to many rows part by part, where rows were seen not to mix."""
+        key = self.batch_key(data)
+        if key is None or not self._batches.get(key):
+            return self._predict(data)
+        most = rows_at_once(data[:1].nbytes)
+        if len(data) <= most:
+            return self._predict(data)
+        return np.concatenate([self._predict(data[start : start + most]) for start in range(0, len(data), most)])
 
     def _predict_rows(self, batch: Sequence[np.ndarray]) -> list[Any]:
         rows = self._predict(np.concatenate(batch))
@@ -118,7 +128,7 @@ class ArrayModel:
         return sys.modules["torch"].from_numpy(array).to(self.device, dtype)
 
     def encode(self, prediction: Any, call: Call) -> tuple[bytes, str]:
-        kind = codec.negotiate(call.request.headers.get("accept"), codec.ARRAY_TYPES, self.default_accept)
+        kind = codec.negotiate(call.request.headers.get("accept"), codec.ANSWER_TYPES, self.default_accept)
         if call.bad:
             return lines.encode_with_placeholders(_to_numpy(prediction), call, kind), kind
         return codec.encode_prediction(_to_numpy(prediction), kind), kind

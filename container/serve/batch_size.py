@@ -11,13 +11,20 @@ from container.serve import memory
 
 WORTH = 0.95  # a record of the larger batch takes at most this share of one of the smaller
 REPEATS = 7
-PAIR_SECONDS = 3.0  # of measuring two sizes; the measuring takes turns with the first answers
+PAIR_SECONDS = 3.0  # of measuring two sizes
+
+ROWS_AT_ONCE = 64
+BYTES_AT_ONCE = 4 * 1024**2  # a row of the input may become a hundred times as large inside the network
 
 Predict = Callable[[Sequence[Any]], list[Any]]
 
 
 def fitting_batch_size(
-    predict: Predict, records: Sequence[Any], bound_bytes: int | None, threads: int
+    predict: Predict,
+    records: Sequence[Any],
+    bound_bytes: int | None,
+    threads: int,
+    wait: Callable[[], None] = lambda: None,
 ) -> tuple[int, str]:
     """The largest batch worth forming, of 1, 2, 4, …, and a line that says why it is that.
 
@@ -26,6 +33,7 @@ def fitting_batch_size(
         records: different ones, as many as the largest batch may hold.
         bound_bytes: what this process may hold while each of `threads` predicts; None: as much as there is.
         threads: how many batches this process computes at once.
+        wait: called before each batch; returns when nobody else computes.
     """
     size, per_record = 1, 0.0
     figures: list[str] = []
@@ -35,7 +43,7 @@ def fitting_batch_size(
         if bound_bytes is not None and held + 2 * grown * threads > bound_bytes:
             reason = f"twice as many may need {(held + 2 * grown * threads) / 1e6:.0f} MB of {bound_bytes / 1e6:.0f} MB"
             break
-        per_record, larger = measure(predict, records, size)
+        per_record, larger = measure(predict, records, size, wait)
         figures = figures or [f"1: {per_record * 1e3:.3g}"]
         figures.append(f"{2 * size}: {larger * 1e3:.3g}")
         if larger > per_record * WORTH:
@@ -46,19 +54,29 @@ def fitting_batch_size(
     return size, f"at most {size} requests share a batch: {reason}{shown}"
 
 
-def measure(predict: Predict, records: Sequence[Any], size: int) -> tuple[float, float]:
+def measure(
+    predict: Predict, records: Sequence[Any], size: int, wait: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
     """Seconds a record in batches of `size` and of twice as many, in turn: the fastest run of each counts."""
     best = {size: float("inf"), 2 * size: float("inf")}
-    began = time.perf_counter()
+    spent = 0.0
     for turn in range(REPEATS + 1):
         for count in best:
+            wait()
             started = time.perf_counter()
             predict(records[:count])
+            seconds = time.perf_counter() - started
+            spent += seconds
             if turn:  # the first warms up
-                best[count] = min(best[count], (time.perf_counter() - started) / count)
-        if turn and time.perf_counter() - began > PAIR_SECONDS:
+                best[count] = min(best[count], seconds / count)
+        if turn and spent > PAIR_SECONDS:
             break
     return best[size], best[2 * size]
+
+
+def rows_at_once(row_bytes: int) -> int:
+    """How many of a request's own rows a network is shown at once: 660 images in one batch body would take 4 GB."""
+    return max(ROWS_AT_ONCE, BYTES_AT_ONCE // max(1, row_bytes))
 
 
 def agree(one: Any, other: Any) -> bool:

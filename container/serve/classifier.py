@@ -9,6 +9,7 @@ import torch
 from container.images import ImageError, ImageTooLarge, decode_image
 from container.model import ModelSignature, normalize, resize_image
 from container.serve import codec, lines
+from container.serve.batch_size import rows_at_once
 from container.serve.call import Call
 from container.serve.exchange import BadRequest, BodyTooLarge, UnsupportedMediaType
 from container.serve.interface import Interface
@@ -48,14 +49,14 @@ class ImageClassifier:
         kind = codec.media_type(call.request.headers.get("content-type"))
         if codec.is_image(kind):
             return normalize(self._pixels_of_image(call.request.body)[None], self.signature)
-        if kind in codec.RECORD_TYPES:
-            return normalize(self._pixels_of_records(codec.decode_records(call.request.body, kind)), self.signature)
-        if kind not in codec.ARRAY_TYPES:
+        if kind not in (*codec.ARRAY_TYPES, *codec.RECORD_TYPES):
             raise UnsupportedMediaType(f"Content-Type {kind!r} is not served here", known=list(CONTENT_TYPES))
         if self.placeholders and kind in lines.TYPES:
-            good = lines.read_lines(call, lambda line, number: self._pixels_of_line(line, number, kind))
+            good = lines.read_records(call, kind, lambda record, number: self._pixels_of_record(record, number, kind))
             images = [pixels for _, _, pixels in good]
             return normalize(torch.cat(images), self.signature) if images else lines.NO_RECORDS
+        if kind in codec.RECORD_TYPES:
+            return normalize(self._pixels_of_records(codec.decode_records(call.request.body, kind)), self.signature)
         return normalize(self._pixels_of_array(self._values(call.request.body, call, kind)), self.signature)
 
     def _pixels_of_records(self, records: np.ndarray | list[bytes]) -> torch.Tensor:
@@ -63,14 +64,17 @@ class ImageClassifier:
             return self._pixels_of_array(records)
         return torch.stack([self._pixels_of_image(record).float() for record in records])
 
-    def _pixels_of_line(self, line: bytes, number: int, kind: str) -> torch.Tensor:
-        rows = codec.decode_csv(line, number) if kind == codec.CSV else codec.decode_json_lines(line, number)
+    def _pixels_of_record(self, record: bytes, number: int, kind: str) -> torch.Tensor:
+        """Of one line or binary record, float32 [1, C, H, W]."""
+        what = "record" if kind in codec.RECORD_TYPES else "line"
+        value = lines.value_of(record, number, kind)
         try:
-            pixels = self._pixels_of_array(codec.to_array([_record(row) for row in rows]))
+            files = kind in codec.RECORD_TYPES and isinstance(value, list)
+            pixels = self._pixels_of_records(value) if files else self._pixels_of_array(codec.to_array(_record(value)))
         except BadRequest as error:
-            raise BadRequest(f"line {number}: {error}") from None
+            raise BadRequest(f"{what} {number}: {error}") from None
         if len(pixels) != 1:
-            raise BadRequest(f"line {number} holds {len(pixels)} images; one is allowed")
+            raise BadRequest(f"{what} {number} holds {len(pixels)} images; one is allowed")
         return pixels
 
     def _pixels_of_image(self, body: bytes) -> torch.Tensor:
@@ -129,13 +133,15 @@ class ImageClassifier:
         inputs = [torch.as_tensor(data) for data in batch]
         with torch.inference_mode():
             images = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
-            probabilities = torch.softmax(self.network(images.to(self.device)), dim=1).cpu().numpy()
+            parts = images.split(rows_at_once(images[0].nbytes))
+            shown = [torch.softmax(self.network(part.to(self.device)), dim=1).cpu() for part in parts]
+            probabilities = (shown[0] if len(shown) == 1 else torch.cat(shown)).numpy()
         ends = np.cumsum([len(data) for data in inputs])
         return np.split(probabilities, ends[:-1])
 
     def encode(self, prediction: Any, call: Call) -> tuple[bytes, str]:
         """Probabilities as the caller asked for them: objects with label and score, CSV lines, or the array."""
-        kind = codec.negotiate(call.request.headers.get("accept"), codec.ARRAY_TYPES, self.default_accept)
+        kind = codec.negotiate(call.request.headers.get("accept"), codec.ANSWER_TYPES, self.default_accept)
         if prediction is lines.NO_RECORDS:
             prediction = np.empty((0, len(self.signature.classes)), np.float32)
         if not isinstance(prediction, np.ndarray) or prediction.shape[1:] != (len(self.signature.classes),):
@@ -157,8 +163,8 @@ class ImageClassifier:
     def _encode_records(self, records: list[dict[str, Any]], call: Call, kind: str) -> bytes:
         if kind == codec.CSV:
             return "\n".join(_csv_line(record) for record in records).encode()
-        if kind == codec.JSON_LINES:
-            return b"\n".join(codec.encode_json(record) for record in records)
+        if kind in (codec.JSON_LINES, codec.RECORDIO):
+            return codec.encode_prediction(records, kind)
         return codec.encode_json(records if call.bare else {"predictions": records})
 
     def _record(self, row: np.ndarray) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import csv
 import io
 import math
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -33,7 +33,8 @@ ALIASES = {
     "application/x-tfexample": TFRECORD,
 }
 ARRAY_TYPES = (JSON, CSV, NPY, JSON_LINES)
-RECORD_TYPES = (RECORDIO, TFRECORD)  # of requests only: what batch transform's binary splits send
+RECORD_TYPES = (RECORDIO, TFRECORD)  # what batch transform's binary splits send
+ANSWER_TYPES = (*ARRAY_TYPES, RECORDIO)
 TEXT_LIMIT_BYTES = 128 * 1024 * 1024  # batch transform sends at most 100 MB
 NPY_HEADER_LIMIT = 10_000  # numpy's own limit for headers it calls safe
 
@@ -255,7 +256,7 @@ def decode_records(body: bytes, kind: str) -> np.ndarray | list[bytes]:
     """
     from container.serve import records  # protobuf: for the few that send it
 
-    return records.decode_recordio(body) if kind == RECORDIO else records.decode_tfrecord(body)
+    return records.decode(body, kind)
 
 
 def to_array(value: Any) -> Any:
@@ -272,7 +273,7 @@ def to_array(value: Any) -> Any:
 
 
 def encode_prediction(prediction: Any, kind: str) -> bytes:
-    """A prediction without its own `output_fn`: arrays and JSON values in any of `ARRAY_TYPES`; bytes as they are.
+    """A prediction without its own `output_fn`: arrays and JSON values in any of `ANSWER_TYPES`; bytes as they are.
 
     Line-based answers end without a newline: `AssembleWith=Line` adds it.
     """
@@ -280,13 +281,25 @@ def encode_prediction(prediction: Any, kind: str) -> bytes:
         return to_bytes(prediction)
     if kind == JSON:
         return encode_json(prediction)
-    if kind == JSON_LINES:
-        rows = prediction if isinstance(prediction, list | np.ndarray) else [prediction]
-        return b"\n".join(encode_json(row) for row in rows)
+    if kind in (JSON_LINES, RECORDIO):
+        is_list = isinstance(prediction, list) or (isinstance(prediction, np.ndarray) and prediction.ndim)
+        rows = prediction if is_list else [prediction]
+        return b"\n".join(encode_json(row) for row in rows) if kind == JSON_LINES else encode_records(rows)
     array = _as_array(prediction, kind)
     if kind == NPY:
         return encode_npy(array)
     return "\n".join(csv_row(np.atleast_1d(row)) for row in np.atleast_1d(array)).encode()
+
+
+def encode_records(rows: Iterable[Any]) -> bytes:
+    """RecordIO with a record of SageMaker's for each row, whose labels are the row's values.
+
+    Raises:
+        NotAcceptable: a row is neither numbers nor an object of numbers and texts.
+    """
+    from container.serve import records  # protobuf: for the few that ask for it
+
+    return records.encode(rows)
 
 
 def csv_row(values: np.ndarray) -> str:

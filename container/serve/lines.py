@@ -1,10 +1,10 @@
-"""Records of CSV and JSON Lines read one by one, so that a bad one gets a placeholder instead of failing its batch.
+"""Records of a body read one by one, so that a bad one gets a placeholder instead of failing its batch.
 
 A model is given the good records alone; the placeholders are put between its answers when these are encoded.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from container.serve import codec
 from container.serve.call import Call
 from container.serve.exchange import BadRequest
 
-TYPES = (codec.CSV, codec.JSON_LINES)
+TYPES = (codec.CSV, codec.JSON_LINES, *codec.RECORD_TYPES)
 T = TypeVar("T")
 
 
@@ -24,50 +24,70 @@ class NoRecords:
 NO_RECORDS = NoRecords()
 
 
-def read_lines(call: Call, read: Callable[[bytes, int], T]) -> list[tuple[int, int, T]]:
-    """The good records as (index, line number, value); `call.bad` gets the others' reasons by index.
+def read_records(call: Call, kind: str, read: Callable[[bytes, int], T]) -> list[tuple[int, int, T]]:
+    """The good records as (index, line or record number, value); `call.bad` gets the others' reasons by index.
 
     Args:
         call: its body is read.
-        read: a line and its number in the body to a value; raises BadRequest.
+        kind: one of `TYPES`.
+        read: a record and its number in the body to a value; raises BadRequest.
 
     Raises:
-        BadRequest: the body has no lines at all.
+        BadRequest: the body has no records at all, or nothing says where one ends.
     """
     good, index = [], 0
-    for number, line in enumerate(bytes(call.request.body).splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, record in _records(call.request.body, kind):
         try:
-            good.append((index, number, read(line, number)))
+            good.append((index, number, read(record, number)))
         except BadRequest as error:
             call.bad[index] = str(error)
         index += 1
     if not index:
-        raise BadRequest("the body has no lines")
+        raise BadRequest("the body has no records")
     return good
 
 
-def decode_lines(call: Call, kind: str) -> Any:
-    """What a model is fed with of the good lines: those of the shape that most of them have."""
-    codec.check_text_size(call.request.body)
-    good = read_lines(call, lambda line, number: _value(line, number, kind))
+def _records(body: bytes, kind: str) -> Iterator[tuple[int, bytes]]:
+    if kind in codec.RECORD_TYPES:
+        from container.serve import records  # protobuf: for the few that send it
+
+        yield from records.payloads(body, kind)
+        return
+    codec.check_text_size(body)
+    for number, line in enumerate(bytes(body).splitlines(), 1):
+        if line.strip():
+            yield number, line
+
+
+def decode_records(call: Call, kind: str) -> Any:
+    """What a model is fed with of the good records: those of the shape that most of them have."""
+    good = read_records(call, kind, lambda record, number: value_of(record, number, kind))
     arrays = [codec.to_array(value) for _, _, value in good]
     shapes = [array.shape if isinstance(array, np.ndarray) else None for array in arrays]
     usual = Counter(shapes).most_common(1)[0][0] if shapes else None
     values = []
+    what = "record" if kind in codec.RECORD_TYPES else "line"
     for (index, number, value), shape in zip(good, shapes, strict=True):
         if shape == usual:
             values.append(value)
         else:
-            call.bad[index] = f"line {number} holds {_described(shape)}, most lines {_described(usual)}"
+            call.bad[index] = f"{what} {number} holds {_described(shape)}, most {what}s {_described(usual)}"
     return codec.to_array(values) if values else NO_RECORDS
 
 
-def _value(line: bytes, number: int, kind: str) -> Any:
+def value_of(record: bytes, number: int, kind: str) -> Any:
+    """One record's value: nested lists, an array, or of a binary record the files in it.
+
+    Raises:
+        BadRequest: it cannot be read.
+    """
     if kind == codec.CSV:
-        return codec.decode_csv(line, number)[0].tolist()
-    return codec.decode_json_lines(line, number)[0]
+        return codec.decode_csv(record, number)[0].tolist()
+    if kind == codec.JSON_LINES:
+        return codec.decode_json_lines(record, number)[0]
+    from container.serve import records  # protobuf: for the few that send it
+
+    return records.value_of(record, number, kind)
 
 
 def _described(shape: tuple[int, ...] | None) -> str:
@@ -91,7 +111,7 @@ def encode_with_placeholders(prediction: Any, call: Call, kind: str) -> bytes:
     count = 0 if prediction is NO_RECORDS else len(call.data)
     if not isinstance(rows, list | np.ndarray) or np.shape(rows)[:1] == () or len(rows) != count:
         raise BadRequest(f"{next(iter(call.bad.values()))}; and the model does not answer record by record")
-    if kind in (codec.JSON, codec.JSON_LINES):
+    if kind in (codec.JSON, codec.JSON_LINES, codec.RECORDIO):
         errors = {index: {"index": index, "error": message} for index, message in call.bad.items()}
         return codec.encode_prediction(merge(list(rows), errors), kind)
     if kind == codec.CSV:

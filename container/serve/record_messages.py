@@ -1,4 +1,4 @@
-"""The protobuf messages inside RecordIO and TFRecord: SageMaker's `Record` and TensorFlow's `Example`, as arrays.
+"""The protobuf messages inside RecordIO and TFRecord, as arrays: SageMaker's `Record` and TensorFlow's `Example`.
 
 The protobuf runtime reads the wire format; the messages are declared here, in a pool of their own, so that user code
 may import the toolkit's or TensorFlow's declarations of the same names beside them.
@@ -6,6 +6,7 @@ may import the toolkit's or TensorFlow's declarations of the same names beside t
 
 import contextlib
 import math
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -48,7 +49,7 @@ SCHEMA: dict[str, dict[str, tuple[int, str, str]]] = {
         "bytes": (9, "Bytes", ONE_OF),
     },
     "ValueEntry": {"key": (1, "string", ""), "value": (2, "Value", "")},
-    "Record": {"features": (1, "ValueEntry", REPEATED)},
+    "Record": {"features": (1, "ValueEntry", REPEATED), "label": (2, "ValueEntry", REPEATED)},
     "BytesList": {"value": (1, "bytes", REPEATED)},
     "FloatList": {"value": (1, "float", REPEATED)},
     "Int64List": {"value": (1, "int64", REPEATED)},
@@ -140,6 +141,41 @@ def _shaped(values: np.ndarray, shape: list[int], where: str) -> np.ndarray:
         with contextlib.suppress(ValueError, OverflowError):  # beside a zero an extent larger than an array can have
             return values.reshape(shape)
     raise BadRequest(f"{where}: no array can have the shape {str(shape)[:200]}")
+
+
+def write_record(labels: Mapping[str, Any]) -> bytes:
+    """A SageMaker `Record` whose labels are what was predicted, as its built-in algorithms answer.
+
+    Args:
+        labels: name -> a number, an array of numbers, a text or bytes, or a list of these.
+
+    Raises:
+        TypeError: a value is none of them.
+    """
+    record = _message("Record")()
+    for name, value in labels.items():
+        entry = record.label.add(key=str(name))
+        texts = [value] if isinstance(value, str | bytes) else value
+        if isinstance(texts, list) and texts and all(isinstance(text, str | bytes) for text in texts):
+            entry.value.bytes.value.extend(text.encode() if isinstance(text, str) else text for text in texts)
+            continue
+        array = np.asarray(np.nan if value is None else value)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"{name!r} is neither numbers nor text")
+        tensor = getattr(entry.value, _tensor_kind(array))
+        tensor.values.extend(array.ravel().tolist())
+        if array.ndim > 1:
+            tensor.shape.extend(array.shape)
+    return record.SerializeToString()
+
+
+def _tensor_kind(array: np.ndarray) -> str:
+    """The narrowest of the three tensors that holds the numbers."""
+    if array.dtype.kind == "f":
+        return "float64_tensor" if array.dtype.itemsize > 4 else "float32_tensor"
+    int32 = np.iinfo(np.int32)
+    fits = not array.size or (array.min() >= int32.min and array.max() <= int32.max)
+    return "int32_tensor" if fits else "float64_tensor"
 
 
 def read_example(payload: bytes, number: int) -> Features:

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 
 from container.model import load_model
-from container.serve import tuning
+from container.serve import batch_size, tuning
 from container.serve.classifier import ImageClassifier
 
 
@@ -26,3 +28,19 @@ def test_several_requests_in_one_batch_get_what_each_gets_alone(model):
     for data, rows in zip(inputs, together, strict=True):
         assert rows.shape == (len(data), 10)
         assert torch.allclose(torch.from_numpy(rows), torch.from_numpy(model.predict([data])[0]), atol=1e-5)
+
+
+def test_a_request_of_very_many_images_never_shows_the_network_all_of_them(model):
+    shown = []
+
+    def network(images):
+        shown.append(len(images))
+        return model.model(images)
+
+    images = torch.rand(2 * batch_size.rows_at_once(64 * 4) + 5, 1, 8, 8)
+    expected = model.predict([images[-5:]])[0]
+    model.network = network
+    rows = model.predict([images])[0]
+    assert shown == [batch_size.rows_at_once(64 * 4)] * 2 + [5]
+    assert torch.allclose(torch.from_numpy(rows[-5:]), torch.from_numpy(expected), atol=1e-5)
+    assert batch_size.rows_at_once(3 * 224 * 224 * 4) == 64

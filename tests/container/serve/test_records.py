@@ -19,11 +19,13 @@ from sagemaker_training.recordio import (
     _write_spmatrix_to_sparse_tensor,
 )
 
+from container.recordio import read_records
 from container.serve import codec
-from container.serve.exchange import BadRequest
+from container.serve.exchange import BadRequest, NotAcceptable
 from container.serve.record_messages import DENSE_LIMIT_BYTES
 from launcher.local import records as platform
 
+SWITCH = {"SLIPWAY_RECORD_PLACEHOLDERS": "true"}
 RECORDIO, TFRECORD = codec.RECORDIO, codec.TFRECORD
 unhurried = settings(deadline=None, max_examples=300)
 
@@ -234,6 +236,95 @@ def test_c139_the_built_in_classifier_answers_each_record(door, tfrecords):
     np.testing.assert_allclose(
         labels(images, TFRECORD)[1], json.loads(alone.body)["predictions"][0]["probabilities"], rtol=1e-4
     )
+
+
+def predicted(body):
+    """The labels of each record of an answer, read by AWS's toolkit's own messages."""
+    found = []
+    for payload in read_records(io.BytesIO(body)):
+        message = Record.FromString(payload)
+        labels = {}
+        for name, value in message.label.items():
+            tensor = getattr(value, value.WhichOneof("value"))
+            labels[name] = [text.decode() for text in tensor.value] if hasattr(tensor, "value") else list(tensor.values)
+        found.append(labels)
+    return found
+
+
+def test_an_answer_may_be_recordio_with_a_record_for_each_row(door):
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 64)).astype(np.float32)
+    headers = {"Content-Type": RECORDIO, "Accept": RECORDIO}
+    answer = door.request("POST", "/invocations", recordio(pixels), headers)
+    assert answer.headers["content-type"] == RECORDIO
+    as_json = door.request("POST", "/invocations", recordio(pixels), {"Content-Type": RECORDIO})
+    expected = json.loads(as_json.body)["predictions"]
+    found = predicted(answer.body)
+    assert [record["label"] for record in found] == [[record["label"]] for record in expected]
+    np.testing.assert_allclose(
+        [record["probabilities"] for record in found], [record["probabilities"] for record in expected], rtol=1e-6
+    )
+    assert [len(record["score"]) for record in found] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "labels", "kind"),
+    [
+        (np.float32([[1, 2], [3, 4]]), [{"values": [1, 2]}, {"values": [3, 4]}], "float32_tensor"),
+        (np.float64([0.1, 0.2]), [{"values": [0.1]}, {"values": [0.2]}], "float64_tensor"),
+        (np.array([7, 8]), [{"values": [7]}, {"values": [8]}], "int32_tensor"),
+        ([2**40], [{"values": [2**40]}], "float64_tensor"),
+        ({"name": "cat", "box": np.ones((2, 2), np.float32)}, [{"name": ["cat"], "box": [1, 1, 1, 1]}], ""),
+        (3.5, [{"values": [3.5]}], "float64_tensor"),
+    ],
+)
+def test_numbers_and_texts_have_a_form_as_records(prediction, labels, kind):
+    body = codec.encode_prediction(prediction, RECORDIO)
+    assert predicted(body) == labels
+    if kind:
+        first = Record.FromString(next(read_records(io.BytesIO(body))))
+        assert first.label["values"].WhichOneof("value") == kind
+
+
+@pytest.mark.parametrize("prediction", [[[1, [2, 3]]], [{"a": object()}], [["a", 1]]])
+def test_what_is_neither_numbers_nor_texts_has_no_form_as_records(prediction):
+    with pytest.raises(NotAcceptable, match="no form as application/x-recordio-protobuf"):
+        codec.encode_prediction(prediction, RECORDIO)
+
+
+@pytest.mark.parametrize("kind", [RECORDIO, TFRECORD])
+def test_c135_a_bad_record_gets_a_placeholder_where_that_is_configured(open_door, artifact, tfrecords, kind):
+    good, rows = image(9), [image(7), b"no image", image(9)]
+    if kind == RECORDIO:
+        stream = io.BytesIO()
+        for row in rows:
+            _write_recordio(stream, record(image=[row]).SerializeToString())
+        body = stream.getvalue()
+    else:
+        body = tfrecords(*[{"image": (row, "byte")} for row in rows])
+    headers = {"Content-Type": kind, "Accept": "application/jsonlines"}
+    assert open_door(artifact).request("POST", "/invocations", body, headers).status == 400
+    door = open_door(artifact, SWITCH)
+    answers = [json.loads(line) for line in door.request("POST", "/invocations", body, headers).body.splitlines()]
+    assert answers[1]["index"] == 1
+    assert "record 2: the image cannot be decoded" in answers[1]["error"]
+    alone = json.loads(door.request("POST", "/invocations", good, {"Content-Type": "image/png"}).body)["predictions"][0]
+    np.testing.assert_allclose(answers[2]["probabilities"], alone["probabilities"], rtol=1e-4)
+    as_records = door.request("POST", "/invocations", body, {"Content-Type": kind, "Accept": RECORDIO})
+    assert predicted(as_records.body)[1]["error"] == [answers[1]["error"]]
+
+
+def test_c135_a_record_of_another_width_or_kind_gets_a_placeholder(open_door, user_model):
+    door = open_door(user_model("def model_fn(model_dir): return lambda rows: rows.sum(1)"), SWITCH)
+    three = ("float32_tensor", [1, 2, 3], [], [])
+    body = framed(record(x=three), record(x=("float32_tensor", [1], [], [])), record(a=three, b=three), record(x=three))
+    answer = door.request("POST", "/invocations", body, {"Content-Type": RECORDIO})
+    values = json.loads(answer.body)
+    assert (values[0], values[3]) == (6, 6)
+    assert values[1] == {
+        "index": 1,
+        "error": "record 2 holds numbers of shape [1], most records numbers of shape [3]",
+    }
+    assert "record 3: which feature is the input?" in values[2]["error"]
 
 
 def test_a_damaged_record_is_a_400_at_the_door(door):

@@ -2,7 +2,9 @@
 
 import errno
 import logging
+import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -46,6 +48,16 @@ CAUSES = {
 }
 """Class of a failure -> what to do about it."""
 
+ENDINGS = {
+    "SIGKILL": "the kernel does that when memory is full: use an instance with more memory, or fewer processes: "
+    "SAGEMAKER_MODEL_SERVER_WORKERS=1",
+    "SIGILL": "a package was built for another CPU: install one for this instance type",
+    "signal": "native code crashed: the log has the line of Python above; check the versions of the packages there",
+    "status": "code that is imported or loads a model must not call os._exit",
+}
+"""How a process ended while it loaded the model -> what to do about it."""
+SIGNALS = {number.value: number.name for number in signal.Signals}
+
 # By the exception's class name (its own and its bases'), because torch is not imported to look at an exception.
 CLASSES = {
     "OutOfMemoryError": "out-of-memory",
@@ -87,6 +99,26 @@ def describe(error: BaseException) -> str:
     message = " ".join(f"{type(error).__name__}: {error}".split())
     line = f"serve cannot start [{cause}]{' ' + where if where else ''}: {message}"
     return f"{line[:LINE_LIMIT]}; fix: {fix}"
+
+
+def describe_ending(ending: os.waitid_result | None) -> str:
+    """The line of a process that ended while it loaded the model, and raised nothing."""
+    name = _signal_of(ending)
+    fix = ENDINGS.get(name, ENDINGS["signal"]) if name else ENDINGS["status"]
+    return f"serve cannot start [died]: the process ended{how_it_ended(ending)} while it loaded the model; fix: {fix}"
+
+
+def how_it_ended(ending: os.waitid_result | None) -> str:
+    """Such as ` by SIGKILL` or ` with status 3`; empty where that was not seen."""
+    if ending is None:
+        return ""
+    return f" by {name}" if (name := _signal_of(ending)) else f" with status {ending.si_status}"
+
+
+def _signal_of(ending: os.waitid_result | None) -> str:
+    if ending is None or ending.si_code == os.CLD_EXITED:
+        return ""
+    return SIGNALS.get(ending.si_status, f"signal {ending.si_status}")
 
 
 def classify(error: BaseException) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from container import contract
-from container.serve.codec import CSV, JSON, JSON_LINES, NPY, RECORD_TYPES
+from container.serve.codec import CSV, JSON, JSON_LINES, NPY, RECORD_TYPES, RECORDIO
 from container.serve.exchange import Response, Unavailable, json_response
 from container.serve.interface import Interface
 from container.serve.metrics import INVOKE_MODEL_ROUTE, METRICS_ROUTE, MODEL_ROUTE, MODELS_ROUTE, OPENAPI_ROUTE
@@ -29,7 +29,7 @@ ERRORS = {
     503: "The model is loading, or the queue is full; Retry-After says when to try again.",
     504: "No answer within the deadline.",
 }
-PING = {200: {"description": "Every process can answer."}, 503: {"description": "What the server is waiting for."}}
+PING = {200: {"description": "The server answers."}, 503: {"description": "What the server is waiting for."}}
 HEADERS = {
     contract.CUSTOM_ATTRIBUTES_HEADER: "Handed to the handlers.",
     contract.INFERENCE_ID_HEADER: "Handed to the handlers, and in the log line of a failure.",
@@ -114,9 +114,9 @@ def request_content(interface: Interface) -> dict[str, Any]:
         return {**array_content(interface.example), **binary}
     if shape is None:
         return {
-            JSON: {"schema": {}, "example": [[1, 2, 3]]},
-            CSV: {"schema": {"type": "string"}, "example": "1,2,3\n4,5,6\n"},
-            JSON_LINES: {"schema": {"type": "string"}, "example": "[1, 2, 3]\n[4, 5, 6]\n"},
+            JSON: {"schema": {}},  # no example: only the model's author knows one that it takes
+            CSV: {"schema": {"type": "string"}},
+            JSON_LINES: {"schema": {"type": "string"}},
             NPY: {},
             **binary,
         }
@@ -188,7 +188,7 @@ def _nested(shape: Iterable[int], number: Schema = PIXEL) -> Schema:
 def answer_content(interface: Interface) -> dict[str, Any]:
     """By content type what the default encoders write."""
     if not interface.image_shape:
-        return {JSON: {"schema": {}}, CSV: {}, JSON_LINES: {}, NPY: {}}
+        return {JSON: {"schema": {}}, CSV: {}, JSON_LINES: {}, NPY: {}, RECORDIO: {}}
     count = len(interface.classes)
     probability = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
     record = {
@@ -208,6 +208,7 @@ def answer_content(interface: Interface) -> dict[str, Any]:
         CSV: {"schema": {"type": "string", "description": "A line an image: label, score, probabilities."}},
         JSON_LINES: {"schema": {"type": "string", "description": "A line an image, as in application/json."}},
         NPY: {"schema": {"description": f"float32 [N, {count}]."}},
+        RECORDIO: {"schema": {"description": "A record an image, whose labels are as in application/json."}},
     }
 
 

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from container.serve import memory
-from container.serve.health import Health, State
+from container.serve.health import Health
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Renewal:
             arbiter.kill_worker(self._old, signal.SIGTERM)
 
     def _begin(self, arbiter: Any) -> None:
-        if self._health.state() is not State.READY or time.monotonic() < self._not_before:
+        if not self._health.is_complete() or time.monotonic() < self._not_before:
             return
         held = {pid: memory.held(pid) for pid in arbiter.WORKERS}
         self._fresh_bytes = {pid: self._fresh_bytes.get(pid, size) for pid, size in held.items()}

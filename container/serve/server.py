@@ -1,8 +1,11 @@
 """`python -m container serve`: decide how to serve on this machine, say so, and run gunicorn as this very process."""
 
+import ctypes
+import faulthandler
 import logging
 import os
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -11,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
-from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
 from container import contract, logs
@@ -19,6 +21,7 @@ from container.serve import emf, failures, telemetry, tracing
 from container.serve.asgi import Door
 from container.serve.handlers import HandlerError, find_program
 from container.serve.health import Health, State
+from container.serve.master import CANNOT_LOAD, Master
 from container.serve.metrics import Metrics
 from container.serve.plan import (
     Machine,
@@ -38,7 +41,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CANNOT_LOAD = 3  # exit status
+PR_SET_PDEATHSIG = 1  # prctl(2)
+SAID_BY_THE_MASTER = ("Worker (pid:%s)", "Shutting down:", "Reason:")  # by ours, with what it means and last
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -107,17 +111,11 @@ def prepare_environment(plan: ServerPlan) -> None:
     sys.dont_write_bytecode = True
 
 
-class Master(Arbiter):
-    """gunicorn's master without its verdict on exit statuses: user code may end a process with any of them.
-
-    What became of a process is in `Health`; gunicorn would halt on 3 and 4 and tell nobody which process it was.
-    """
-
-    WORKER_BOOT_ERROR = APP_LOAD_ERROR = -1  # no process ends with it
-
-    def murder_workers(self) -> None:
-        """Gunicorn's look at its processes, every second: ours is at their memory."""
-        self.app.renewal.look(self)
+def end_with_parent(parent: int) -> None:
+    """Have the kernel end this process when its parent ends, however it does: nobody would replace or stop it."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the line above
+        os._exit(0)
 
 
 class GunicornLogger(Logger):
@@ -126,6 +124,7 @@ class GunicornLogger(Logger):
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
         self.error_log.handlers = list(logging.getLogger().handlers)
+        self.error_log.addFilter(lambda record: not str(record.msg).startswith(SAID_BY_THE_MASTER))
 
 
 class Gunicorn(BaseApplication):
@@ -160,8 +159,7 @@ class Gunicorn(BaseApplication):
             "logger_class": GunicornLogger,
             "pre_fork": self._before_fork,
             "post_fork": self._after_fork,
-            "child_exit": self._after_exit,
-            "on_exit": self._at_end,
+            "child_exit": lambda master, worker: master.ended(worker),
         }
         for name, value in settings.items():
             self.cfg.set(name, value)
@@ -170,27 +168,14 @@ class Gunicorn(BaseApplication):
         worker.slot = self.health.claim()
 
     def _after_fork(self, arbiter: Arbiter, worker: Any) -> None:
+        end_with_parent(arbiter.pid)
+        faulthandler.enable()  # where native code crashes, the log has the line of Python that called it
         self.slot = worker.slot
 
-    def _after_exit(self, arbiter: Arbiter, worker: Any) -> None:
-        was = self.health.leave(worker.slot)
-        if self.renewal.exited(arbiter, worker.pid):
-            return
-        stopping = not arbiter.LISTENERS
-        if stopping or was is State.READY:  # a process that has answered is replaced
-            if self.metrics is not None and not stopping:
-                self.metrics.restarted()
-            return
-        if was is State.LOADING:
-            self.health.fail(
-                "serve cannot start [died] the process ended while it loaded the model: killed for memory, or ended by "
-                "the model's own code; fix: use an instance with more memory, and do not call os._exit"
-            )
-        raise HaltServer("a process could not load the model", CANNOT_LOAD)
-
-    def _at_end(self, _arbiter: Arbiter) -> None:
-        if line := self.health.failure():
-            logger.error("%s", line)
+    def restarted(self) -> None:
+        """Count a process that died and is replaced."""
+        if self.metrics is not None:
+            self.metrics.restarted()
 
     def load(self) -> Door:
         """The application of one process, which answers `/ping` at once and loads its model beside it."""

@@ -219,12 +219,12 @@ class Service:
             self.metrics.batch(len(group))
         if len(group) > 1:
             try:
-                predictions = _predictor_of(group[0]).predict(group)
-            except Exception as error:  # which request is at fault shows when each is tried alone
+                predictions = list(zip(group, _predictor_of(group[0]).predict(group), strict=True))
+            except BaseException as error:  # which request is at fault shows when each is tried alone
                 logger.warning("a batch of %d failed (%s); trying its requests one by one", len(group), error)
             else:
                 predicted = time.monotonic()
-                for call, prediction in zip(group, predictions, strict=True):
+                for call, prediction in predictions:
                     call.predicted = predicted
                     self._attempt(call, self._encode, prediction)
                 return
@@ -248,7 +248,9 @@ class Service:
             call.answer(self._failed(call, error, str(error)))
         except ServeError as error:
             call.answer(error.response())
-        except (Exception, SystemExit) as error:  # user code may call sys.exit: that ends a request, not the server
+        except (
+            BaseException
+        ) as error:  # user code's sys.exit or CancelledError ends its request, not the compute thread
             call.answer(self._failed(call, error, "the handler failed; the log has the reason under this id"))
         return FAILED
 

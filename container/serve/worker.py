@@ -16,6 +16,8 @@ from container.serve.protocol import Protocol
 
 DRAIN_SECONDS = 0.5  # after SIGTERM new requests are still taken for so long: some are on their way already
 
+BEAT_SECONDS = 1.0
+
 PING_SECONDS = 60.0  # of a WebSocket, and five times that without an answer ends it: as SageMaker's side does
 
 
@@ -72,20 +74,24 @@ class Worker(UvicornWorker):
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,
+        "callback_notify": None,  # `_beat` does it
     }
 
     async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGQUIT, os._exit, 0)
+        beating = loop.create_task(self._beat())
         while self.wsgi.service.should_wait():  # a replacement takes no requests while others can answer them
             await asyncio.sleep(0.05)
         self.config.app = self.wsgi
         server = DrainingServer(self.config, self.slot)
-        self._install_sigquit_handler()
         await server.serve(sockets=self.sockets)
+        beating.cancel()
         if not server.started:
             sys.exit(1)
 
-    async def callback_notify(self) -> None:
-        """Called every moment by uvicorn: end with the master rather than linger as an orphan."""
-        await super().callback_notify()
-        if os.getppid() != self.ppid:
-            os.kill(os.getpid(), signal.SIGTERM)
+    async def _beat(self) -> None:
+        """Show the master that the event loop runs, also while it waits and while it drains."""
+        while True:
+            self.notify()
+            await asyncio.sleep(BEAT_SECONDS)

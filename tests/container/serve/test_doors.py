@@ -301,11 +301,22 @@ def test_c107_the_four_functions_are_used_in_their_order(open_door, user_model):
     assert answer.body == b"['a,b', 'text/csv', True, 'text/x']"
 
 
-def test_text_is_handed_over_as_text_and_everything_else_as_bytes(open_door, user_model):
-    door = open_door(user_model("def transform_fn(model, data, kind, accept): return type(data).__name__"))
-    assert door.request("POST", "/invocations", b"{}", JSON).body == b"str"
-    assert door.request("POST", "/invocations", b"\xff", {"Content-Type": "application/x-thing"}).body == b"bytes"
-    assert door.request("POST", "/invocations", b"\xff", JSON).status == 400
+@pytest.mark.parametrize(
+    ("sent", "given"),
+    [
+        ("application/json; charset=utf-8", "str application/json"),
+        ("Text/CSV", "str text/csv"),
+        ("application/x-jsonlines", "bytes application/x-jsonlines"),
+        ("text/plain", "bytes text/plain"),
+        ("", "str application/json"),
+    ],
+)
+def test_c93_c107_json_and_csv_are_handed_over_as_text_and_the_type_as_it_was_sent(open_door, user_model, sent, given):
+    code = "def transform_fn(model, data, kind, accept): return type(data).__name__ + ' ' + kind"
+    door = open_door(user_model(code))
+    assert door.request("POST", "/invocations", b"{}", {"Content-Type": sent}).body.decode() == given
+    if given.startswith("str"):
+        assert door.request("POST", "/invocations", b"\xff", {"Content-Type": sent}).status == 400
 
 
 def test_functions_that_are_missing_have_the_toolkits_defaults(open_door, user_model):
@@ -341,7 +352,15 @@ def test_c105_a_handler_without_any_model_works(open_door, user_model):
     assert json.loads(door.request("POST", "/invocations", b'"hi"', JSON).body) == {"model": None, "got": "hi"}
 
 
-@pytest.mark.parametrize("function", ["raise ValueError('secret detail')", "import sys; sys.exit(0)", "1 / 0"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        "raise ValueError('secret detail')",
+        "import sys; sys.exit(0)",
+        "1 / 0",
+        "raise __import__('asyncio').CancelledError",
+    ],
+)
 def test_c95_an_exception_in_user_code_is_500_with_an_id_and_its_trace_only_in_the_log(
     open_door, user_model, caplog, function
 ):

@@ -43,10 +43,12 @@ HANDLERS = [
     ("def predict_fn(data): pass", "bad-handler", "predict_fn(data, model)"),
     ("def transform_fn(m, d, c, a): pass\ndef input_fn(d, c): pass", "bad-handler", "transform_fn replaces them"),
     ("def model_fn(model_dir): bytearray(1 << 62)", "out-of-memory", "MemoryError"),
-    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "died", "killed for memory"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "died", "ended by SIGKILL while it loaded"),
+    ("import ctypes; ctypes.string_at(0)", "died", "ended by SIGSEGV while it loaded"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 1)", "died", "ended by signal 35 while it loaded"),
     ("import sys; sys.exit(0)", "exit", "SystemExit: 0"),
-    ("import os; os._exit(0)", "died", "killed for memory"),
-    ("import os; os._exit(3)", "died", "killed for memory"),
+    ("import os; os._exit(0)", "died", "ended with status 0 while it loaded"),
+    ("import os; os._exit(3)", "died", "ended with status 3 while it loaded"),
     ("import urllib.request as u; u.urlopen('http://127.0.0.1:9/m')", "no-network", "URLError"),
 ]
 
@@ -227,7 +229,9 @@ def test_every_class_of_failure_is_in_the_documents_table():
     documented = {
         cause for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for cause in re.findall(r"`([\w-]+)`", row)
     }
-    raised = {cause for file in ("model_files", "model_loader", "server") for cause in causes_in(SERVE / f"{file}.py")}
+    raised = {
+        cause for file in ("model_files", "model_loader", "failures") for cause in causes_in(SERVE / f"{file}.py")
+    }
     assert documented == set(CAUSES) | raised
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from container.train.manifest import AugmentedManifest, AugmentedManifestFile, ImageLabel
     from container.train.metrics import Metrics
     from container.train.pipe import PipeChannel
+    from container.train.processing import ProcessingEnvironment, processing_environment, whole_file
     from container.train.sharded import CheckpointMismatchError, ShardedCheckpoints
     from container.train.shards import Share, TarShards, agreed_steps, channel_share, equal_steps
     from container.train.shared_memory import loader_options
@@ -47,6 +48,9 @@ _HOMES = {
     "ImageLabel": "manifest",
     "Metrics": "metrics",
     "PipeChannel": "pipe",
+    "ProcessingEnvironment": "processing",
+    "processing_environment": "processing",
+    "whole_file": "processing",
     "RecordIOError": ".recordio",  # one up: serving reads it, too
     "read_records": ".recordio",
     "CheckpointMismatchError": "sharded",

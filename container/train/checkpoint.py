@@ -1,16 +1,16 @@
 """Checkpoints that survive a kill at any instant: written beside, checksummed, renamed; the newest whole one counts."""
 
+import functools
 import hashlib
 import json
 import logging
-import os
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from container.train.disk import require_free_space, state_bytes
+from container.train.disk import replace_file, require_free_space, state_bytes
+from container.train.writer import BackgroundWriter
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +26,17 @@ class Checkpoints:
         """Without a directory (a job without CheckpointConfig) nothing is written; `keep` newest ones stay."""
         self.directory = directory
         self.keep = keep
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
+        self._writer = BackgroundWriter("checkpoint")
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether one is being written: another one now could have to wait for the disk."""
+        return self._writer.is_busy
 
     def save(self, step: int, state: dict[str, Any], kind: str = "last") -> None:
         """Copy the state and write it in the background; training goes on as soon as it is copied.
+
+        A loop that saves faster than the disk writes is held back when it is two checkpoints ahead.
 
         Args:
             step: optimizer steps so far; orders checkpoints.
@@ -38,43 +44,41 @@ class Checkpoints:
             kind: `last` or `best`; of the best only one is kept.
 
         Raises:
-            DiskFullError: the volume has no room for it.
-            OSError: the previous save failed.
+            DiskFullError: the volume had no room for an earlier one.
+            OSError: an earlier one could not be written.
         """
-        if self.directory is None:
-            return
-        self.wait()  # first: else there would be two copies for a while
-        copied = copy_to_host(state)
-        require_free_space(self.directory, state_bytes(copied), "a checkpoint")
-        self._writing = self._writer.submit(self._write, step, copied, kind)
+        if self.directory is not None:
+            self._writer.submit(state, functools.partial(self._write, step, kind), reuse=kind == "last")
 
     def wait(self) -> None:
         """Until everything saved is durable on disk.
 
         Raises:
+            DiskFullError: the volume had no room for it.
             OSError: it could not be written.
         """
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
+        self._writer.wait()
 
-    def _write(self, step: int, state: dict[str, Any], kind: str) -> None:
+    def _write(self, step: int, kind: str, state: dict[str, Any]) -> None:
         """Write a checkpoint durably, then remove the ones it makes superfluous."""
         assert self.directory is not None
-        path = self.directory / f"{kind}-{step:09d}.pt"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("wb") as file:
-            hashing = _HashingFile(file)
-            torch.save(state, hashing)  # type: ignore[arg-type]  # torch needs write and flush only
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        manifest = {"step": step, "bytes": path.stat().st_size, "sha256": hashing.digest.hexdigest()}
-        temporary.write_text(json.dumps(manifest))
-        temporary.replace(path.with_suffix(".json"))
-        for old in self._manifests(kind)[self.keep if kind == "last" else 1 :]:
-            old.unlink()  # first: from now on it does not count
-            old.with_suffix(".pt").unlink(missing_ok=True)
+        for left in self.directory.glob(f".{kind}-*"):
+            left.unlink()  # of a job that was killed while it wrote
+        require_free_space(self.directory, state_bytes(state), "a checkpoint")
+        path, digest = self.directory / f"{kind}-{step:09d}.pt", hashlib.sha256()
+        replace_file(path, lambda file: torch.save(state, _HashingFile(file, digest)))  # type: ignore[arg-type]
+        manifest = {"step": step, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+        replace_file(path.with_suffix(".json"), lambda file: file.write(json.dumps(manifest).encode()))
+        self._remove_all_but(path, kind)
+
+    def _remove_all_but(self, newest: Path, kind: str) -> None:
+        """Keep this one and those before it that are wanted; one with a higher step was not whole on resume."""
+        kept = [path for path in self._manifests(kind) if step_of(path) < step_of(newest)]
+        kept = [newest.with_suffix(".json"), *kept[: self.keep - 1 if kind == "last" else 0]]
+        for suffix in (".json", ".pt"):  # in this order: without the first it does not count
+            for path in newest.parent.glob(f"{kind}-*{suffix}"):
+                if path.with_suffix(".json") not in kept:
+                    path.unlink()
 
     def load(self, kind: str = "last") -> dict[str, Any] | None:
         """The newest whole checkpoint, on the CPU; None when there is none."""
@@ -91,27 +95,22 @@ class Checkpoints:
         """Newest first."""
         if self.directory is None:
             return []
-        return sorted(self.directory.glob(f"{kind}-*.json"), reverse=True)
+        return sorted(self.directory.glob(f"{kind}-*.json"), key=step_of, reverse=True)
 
 
-def copy_to_host(value: Any) -> Any:
-    """The same structure with every tensor copied into host memory, so that training may change the originals."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: copy_to_host(item) for key, item in value.items()}
-    return [copy_to_host(item) for item in value] if isinstance(value, list | tuple) else value
+def step_of(path: Path) -> int:
+    """Of a checkpoint's file or directory, by its name."""
+    return int(path.stem.rpartition("-")[2])
 
 
 class _HashingFile:
     """Passes bytes on to a file and hashes them on the way, so that the file need not be read again."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
+    def __init__(self, file: BinaryIO, digest: "hashlib._Hash") -> None:
+        self._file, self._digest = file, digest
 
     def write(self, data: bytes) -> int:
-        self.digest.update(data)
+        self._digest.update(data)
         return self._file.write(data)
 
     def flush(self) -> None:

@@ -1,9 +1,10 @@
-"""Free space, looked at before something large is written: a clear refusal instead of half a file."""
+"""Files that are whole or not there: free space looked at before, written beside, renamed into place."""
 
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -54,6 +55,40 @@ def state_bytes(state: Any) -> int:
         elif isinstance(value, list | tuple):
             pending += value
     return sum(storages.values())
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Have a file written beside `path` and rename it into place: durable when this returns, and never half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the name, too
+    finally:
+        os.close(directory)
+
+
+def export_weights(weights: Any, path: Path) -> None:
+    """What `torch.save(weights, path)` does, but refused where there is no room, and never half a model.
+
+        export_weights(network.state_dict(), environment.opt_ml.model / "model.pt")
+
+    Args:
+        weights: what torch.save takes; tensors in nested mappings and sequences count for the space.
+        path: a file, in a directory that exists.
+
+    Raises:
+        DiskFullError: the volume has no room for it.
+    """
+    require_free_space(path, state_bytes(weights), "the model")
+    replace_file(path, lambda file: torch.save(weights, file))
 
 
 def _gigabytes(count: int) -> str:

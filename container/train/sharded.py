@@ -4,13 +4,13 @@ The format is torch.distributed.checkpoint's. Around it is what a SageMaker job 
 checksummed, whole or not counted, and file names that do not collide in the one S3 prefix that all hosts share.
 """
 
+import functools
 import hashlib
 import json
 import logging
 import os
 import shutil
 import warnings
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
 
-from container.train.checkpoint import copy_to_host
-from container.train.disk import require_free_space, state_bytes
+from container.train.checkpoint import step_of
+from container.train.disk import DiskFullError, replace_file, require_free_space, state_bytes
+from container.train.writer import BackgroundWriter
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +54,17 @@ class ShardedCheckpoints:
             self._rank = dist.get_rank()
             self._local_rank = int(os.environ.get("LOCAL_RANK", self._rank))
             self._ranks_per_host = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="sharded-checkpoint")
-        self._writing: Future[None] | None = None
+        self._writer = BackgroundWriter("sharded-checkpoint")
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether this rank still writes one: another one now could have to wait for the disk."""
+        return self._writer.is_busy
 
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> None:
         """Copy this rank's part and write it in the background; training goes on as soon as it is copied.
+
+        A loop that saves faster than the disk writes is held back when it is two checkpoints ahead.
 
         Args:
             step: optimizer steps so far; orders checkpoints.
@@ -66,42 +73,36 @@ class ShardedCheckpoints:
             extra: rank 0's counts: tensors, numbers, strings, lists and dicts that every rank gets back.
 
         Raises:
-            DiskFullError: the volume has no room for the parts of this host's ranks.
-            OSError: the previous save failed.
+            DiskFullError: the volume of a host had no room for an earlier one.
+            OSError: an earlier one could not be written.
         """
         if self.directory is None:
             return
-        self.wait()  # first: else there would be two copies for a while
         weights, optimizer_state = get_state_dict(model, optimizer)
-        copied = copy_to_host({"model": weights, "optimizer": optimizer_state, "extra": extra})
-        require_free_space(self.directory, state_bytes(_local(copied)) * self._ranks_per_host, "a checkpoint")
-        self._writing = self._writer.submit(self._write, step, copied)
+        state = {"model": weights, "optimizer": optimizer_state, "extra": extra}
+        self._writer.submit(state, functools.partial(self._write, step))
 
     def wait(self) -> None:
         """Until everything saved is durable on disk, on all ranks.
 
         Raises:
+            DiskFullError: the volume of a host had no room for it.
             OSError: it could not be written.
         """
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
+        self._writer.wait()
 
     def _write(self, step: int, state: dict[str, Any]) -> None:
         assert self.directory is not None
         path = self.directory / f"sharded-{step:09d}"
         if self._local_rank == 0:
             shutil.rmtree(path, ignore_errors=True)  # one that was not whole, and is done again
-        self._gather(None)
-        extra = state.pop("extra")
+        self._require_free_space(state)
+        parts = {name: state[name] for name in ("model", "optimizer")}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its directory exists (other ranks made it), or there is one rank only
-            dcp.save(state, checkpoint_id=path, process_group=self._group)
+            dcp.save(parts, checkpoint_id=path, process_group=self._group)
         if self._rank == 0:
-            with (path / EXTRA).open("wb") as file:
-                torch.save(extra, file)
-                file.flush()
-                os.fsync(file.fileno())
+            replace_file(path / EXTRA, lambda file: torch.save(state["extra"], file))
         mine = [*path.glob(f"__{self._rank}_*"), *([path / METADATA, path / EXTRA] if self._rank == 0 else [])]
         files = {
             name: entry
@@ -109,17 +110,29 @@ class ShardedCheckpoints:
             for name, entry in entries.items()
         }
         if self._rank == 0:
-            temporary = path / f".{MANIFEST}"
-            temporary.write_text(json.dumps({"step": step, "files": files}))
-            temporary.replace(path / MANIFEST)
+            manifest = json.dumps({"step": step, "files": files}).encode()
+            replace_file(path / MANIFEST, lambda file: file.write(manifest))
         self._gather(None)  # the new one counts before an old one goes
         if self._local_rank == 0:
             self._remove_all_but(path)
 
+    def _require_free_space(self, state: dict[str, Any]) -> None:
+        """On every rank, or on none: a rank that gave up alone would leave the others waiting for it."""
+        assert self.directory is not None
+        problem = None
+        try:
+            require_free_space(self.directory, state_bytes(_local(state)) * self._ranks_per_host, "a checkpoint")
+        except DiskFullError as error:
+            problem = str(error)
+        problems = [text for text in self._gather(problem) if text]
+        if problems:
+            raise DiskFullError(problems[0])
+
     def _remove_all_but(self, newest: Path) -> None:
         """Keep this one and those before it that are wanted; one with a higher step was not whole on resume."""
-        found = sorted(newest.parent.glob("sharded-*"), reverse=True)
-        newer, older = [path for path in found if path > newest], [path for path in found if path <= newest]
+        found = sorted(newest.parent.glob("sharded-*"), key=step_of, reverse=True)
+        newer = [path for path in found if step_of(path) > step_of(newest)]
+        older = [path for path in found if step_of(path) <= step_of(newest)]
         for path in newer + older[self.keep :]:
             (path / MANIFEST).unlink(missing_ok=True)  # first: from now on it does not count
             shutil.rmtree(path, ignore_errors=True)
@@ -151,7 +164,8 @@ class ShardedCheckpoints:
     def _newest(self) -> Path | None:
         """Of the checkpoints that are whole on every host; each host's first rank looks for all of its ranks."""
         found = [] if self.directory is None else [path.name for path in self.directory.glob("sharded-*")]
-        for name in sorted({name for names in self._gather(found) for name in names}, reverse=True):
+        names = {name for names in self._gather(found) for name in names}
+        for name in sorted(names, key=lambda name: step_of(Path(name)), reverse=True):
             assert self.directory is not None
             path = self.directory / name
             problem = _damage(path) if self._local_rank == 0 else None

@@ -1,9 +1,12 @@
 """Free space on this machine's own file systems."""
 
+import collections
+
 import pytest
 import torch
 
-from container.train.disk import DiskFullError, require_free_space, state_bytes
+from container.train import disk
+from container.train.disk import DiskFullError, export_weights, replace_file, require_free_space, state_bytes
 
 
 def test_what_fits_is_let_through_even_where_nothing_exists_yet(tmp_path):
@@ -27,3 +30,25 @@ def test_a_state_is_as_large_as_its_tensors_and_shared_ones_count_once():
         "x": 1,
     }
     assert state_bytes(state) == 400 + 24
+
+
+def test_an_export_is_refused_where_there_is_no_room_and_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    export_weights({"weight": torch.ones(3)}, path)
+    usage = collections.namedtuple("usage", "total used free")(100 * 2**20, 36 * 2**20, 64 * 2**20)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DiskFullError, match="the model needs .*VolumeSizeInGB"):
+        export_weights({"weight": torch.zeros(3)}, path)
+    assert torch.load(path)["weight"].tolist() == [1, 1, 1]
+
+
+def test_a_file_whose_writing_breaks_off_leaves_the_earlier_one_and_nothing_else(tmp_path):
+    replace_file(tmp_path / "a", lambda file: file.write(b"whole"))
+
+    def break_off(file):
+        file.write(b"ha")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(tmp_path / "a", break_off)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"whole"}

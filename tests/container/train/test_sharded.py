@@ -93,6 +93,20 @@ def test_without_a_directory_nothing_is_written_and_nothing_is_there(tmp_path):
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")(100 * 2**20, 40 * 2**20, 60 * 2**20)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage)
+    checkpoints = ShardedCheckpoints(tmp_path)
+    checkpoints.save(1, *trained(1), {})
     with pytest.raises(DiskFullError, match="a checkpoint needs"):
-        ShardedCheckpoints(tmp_path).save(1, *trained(1), {})
+        checkpoints.wait()
     assert not any(tmp_path.iterdir())
+
+
+def test_a_checkpoint_is_of_the_step_at_which_it_was_taken_though_training_went_on(tmp_path):
+    checkpoints, (model, optimizer) = ShardedCheckpoints(tmp_path), trained(1)
+    for step in (1, 2, 3):  # the third copy takes the memory of an earlier one
+        checkpoints.save(step, model, optimizer, {"step": step})
+        model(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    loaded, other = trained(0)
+    assert checkpoints.load(loaded, other)["step"] == 3
+    assert torch.equal(loaded.weight, trained(3)[0].weight)

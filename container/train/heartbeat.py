@@ -92,7 +92,7 @@ class Heartbeat:
             thread.start()
 
     def goodbye(self, word: str) -> None:
-        """The last beat: how this host ended."""
+        """Say how this host ended, while there is a store to say it to; `DONE` every beat has said since it was."""
         self._last_words = word
         self._over.set()
         for thread in self._threads:
@@ -117,15 +117,16 @@ class Heartbeat:
             self._store = self._connect(peers.CHECK_SECONDS)
         except RuntimeError:
             return  # torchrun says the same, with more words
-        while True:
+        is_last = False
+        while not is_last:
             is_last = self._over.wait(BEAT_SECONDS)
+            if is_last and self._last_words == DONE:
+                return  # the store has ended with the first host's torchrun
             try:
                 self._exchange(self._store)
             except RuntimeError:
                 if is_last or not self._reconnect():
                     return
-            if is_last:
-                return
 
     def _reconnect(self) -> bool:
         try:

@@ -111,7 +111,8 @@ def test_a_host_that_says_goodbye_is_not_missed(runtimes, monkeypatch):
     monkeypatch.setattr(heartbeat, "CAUSE_SECONDS", 1.0)
     store = dist.HashStore()
     first, second = (Heartbeat(Place(HOSTS, n, 1), runtimes[n], lambda _: store, 2.0) for n in (0, 1))
-    wait_until(lambda: 1 in first._heard)
+    runtimes[1].mark_done(0)
+    wait_until(lambda: 1 in first._heard and first._heard[1].is_over)
     second.goodbye(heartbeat.DONE)
     assert first.await_cause() is None
     first.goodbye("ended with 1")

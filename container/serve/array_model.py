@@ -140,7 +140,7 @@ class ArrayModel:
         """The example as a request this model must be able to answer."""
         return None if self.example is None else (codec.encode_npy(self.example), codec.NPY)
 
-    def tune(self, keep_loaded: bool) -> str:
+    def tune(self, keep_loaded: bool, within: float) -> str:
         return ""  # a user's module may do things that tracing does not see
 
     def examples(self, count: int) -> list[Any]:

@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 0.25  # what waits behind a batch that uses every core waits 
 
 
 class Cores:
-    """The cores of this process: each batch takes its share, a lone one in quiet times all.
+    """The cores of this process: each batch takes its share, a lone one in quiet times all, where a share is one core.
 
     A batch alone on a network that is worth several cores is answered sooner when its operators use them all. Never
     more are used than there are, except beside a lone one that takes long: it may be waiting for something else.
@@ -39,20 +39,31 @@ class Cores:
         """Whether the batch that uses every core counts for one share by now."""
         self._changed = threading.Condition()
 
-    def take(self, others_wait: bool) -> int:
-        """Wait for a share; returns how many cores the batch may use."""
+    def take(self, alone: bool) -> int:
+        """Wait for a share; returns how many cores the batch may use.
+
+        Args:
+            alone: whether no other request waits, and each that was taken has its answer. Who has answered gives its
+                cores back at once: a batch that may have all of them waits for that.
+        """
         if self._total == self._share:  # one thread: all of them are its own
             return self._share
         with self._changed:
-            alone = not others_wait and self._free == self._total
             self._quiet = self._quiet + 1 if alone else 0
+            if self._share == 1 and self._quiet > QUIET_BATCHES:
+                self._changed.wait_for(self._all_free, self._patience)
+                if self._all_free():
+                    self._free = 0
+                    return self._total
             while self._free < self._share:
                 if not self._changed.wait(self._patience) and not self._shared:
                     self._shared = True
                     self._free += self._total - self._share
-            width = self._total if self._quiet > QUIET_BATCHES and self._free == self._total else self._share
-            self._free -= width
-            return width
+            self._free -= self._share
+            return self._share
+
+    def _all_free(self) -> bool:
+        return self._free == self._total
 
     def give(self, width: int) -> None:
         if self._total == self._share:
@@ -64,11 +75,17 @@ class Cores:
             self._changed.notify_all()
 
 
+_last_width = 0
+
+
 def use_cores(width: int) -> None:
     """Have torch's operators on this thread use so many cores."""
+    global _last_width
     torch = sys.modules.get("torch")
-    if torch is not None and torch.get_num_threads() != width:
-        torch.set_num_threads(width)  # per thread with OpenMP, which torch's builds for Linux use
+    if torch is None or (torch.get_num_threads() == width == _last_width):
+        return
+    _last_width = width  # OpenMP, which torch's builds for Linux use, counts per thread, but MKL for all of them
+    torch.set_num_threads(width)
 
 
 class Batcher:
@@ -84,18 +101,24 @@ class Batcher:
     ) -> None:
         self._compute = compute
         self._cores = Cores(threads, torch_threads)
+        self._torch_threads = torch_threads
         self._max_batch_size = max_batch_size
         self._max_queue = max_queue
         self._queue: SimpleQueue[Call | None] = SimpleQueue()
-        self._computing = [False] * threads
+        self._wide: SimpleQueue[list[Call] | None] = SimpleQueue()
+        """Batches that use every core. They have a thread of their own: OpenMP keeps helpers for each thread that ever
+        used several cores, and with more helpers than cores it puts them to sleep between operators: twice as slow."""
+        self._computing: list[list[Call]] = [[]] * (threads + 1)
+        """What each thread has taken, and the wide one; empty while it waits."""
         self._last = time.monotonic()
         """When a batch ended last."""
         self._threads = [
             threading.Thread(target=self._run, args=(n,), name=f"compute-{n}", daemon=True) for n in range(threads)
         ]
+        self._wide_thread = threading.Thread(target=self._run_wide, name="compute-wide", daemon=True)
 
     def start(self) -> None:
-        for thread in self._threads:
+        for thread in (*self._threads, self._wide_thread):
             thread.start()
 
     def stop(self) -> None:
@@ -109,7 +132,7 @@ class Batcher:
 
     def alive(self) -> bool:
         """Whether every compute thread can still take work."""
-        return all(thread.is_alive() for thread in self._threads)
+        return all(thread.is_alive() for thread in self._threads) and self._wide_thread.is_alive()
 
     def waiting(self) -> int:
         return self._queue.qsize()
@@ -130,17 +153,32 @@ class Batcher:
 
     def _run(self, number: int) -> None:
         while (call := self._queue.get()) is not None:
-            self._computing[number] = True
-            self._run_batch(call)
+            alone = self._queue.empty() and all(other.answered for batch in self._computing for other in batch)
+            self._computing[number] = [call]
+            width = self._cores.take(alone)
+            batch = self._computing[number] = self._with_share(call)
+            if width > self._torch_threads:
+                self._computing[-1] = batch
+                self._wide.put(batch)
+            else:
+                self._run_batch(batch, width)
             self._last = time.monotonic()
-            self._computing[number] = False
-            del call  # while this thread waits it must not keep a model alive that is being unloaded
+            self._computing[number] = []
+            del call, batch  # while this thread waits it must not keep a model alive that is being unloaded
+        self._wide.put(None)
 
-    def _run_batch(self, first: Call) -> None:
-        width = self._cores.take(others_wait=not self._queue.empty())
+    def _run_wide(self) -> None:
+        for _ in self._threads:  # each says when it has ended
+            while (batch := self._wide.get()) is not None:
+                self._run_batch(batch, self._torch_threads * len(self._threads))
+                self._last = time.monotonic()
+                self._computing[-1] = []
+                del batch
+
+    def _run_batch(self, batch: list[Call], width: int) -> None:
         try:
             use_cores(width)
-            self._compute(self._with_share(first))
+            self._compute(batch)
         finally:
             self._cores.give(width)
 

@@ -15,6 +15,7 @@ class Call:
     """A request, who waits for its answer, and what the stages leave for each other."""
 
     __slots__ = (
+        "answered",
         "arrived",
         "bad",
         "bare",
@@ -39,6 +40,7 @@ class Call:
         """When a compute thread took it; 0.0 while it waits."""
         self.decoded = self.predicted = 0.0
         """When its data was ready and when its prediction was; 0.0 before."""
+        self.answered = False
         self.cancelled = False
         """Set when nobody waits any more; work that has not begun is dropped."""
         self.bad: dict[int, str] = {}
@@ -55,6 +57,7 @@ class Call:
     def answer(self, response: Response) -> None:
         """Hand out the answer and let go of the model."""
         self.release()
+        self.answered = True  # before the caller has it, who may send the next at once
         self.done(response)
 
 

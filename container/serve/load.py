@@ -4,6 +4,8 @@ import dataclasses
 import gc
 import importlib
 import logging
+import math
+import threading
 import time
 import weakref
 from collections.abc import Mapping
@@ -12,6 +14,7 @@ from pathlib import Path
 from container import contract
 from container.serve import memory
 from container.serve.batch_size import agree, fitting_batch_size
+from container.serve.batcher import use_cores
 from container.serve.call import Call
 from container.serve.exchange import Request, ServeError
 from container.serve.failures import told_while_slow
@@ -27,7 +30,9 @@ from container.serve.vision import import_torchvision
 logger = logging.getLogger(__name__)
 
 TUNE = "SLIPWAY_TUNE"
-QUIET_SECONDS = 1.0  # without a request, and the server may measure
+START_SECONDS = 0.8  # of looking for a faster form before the server is ready, where that is enough
+QUIET_SECONDS = 1.0  # without a request, and the server may measure,
+STILL_QUIET_SECONDS = 0.1  # and goes on with each further batch after so long without one
 
 
 def serve_model(service: Service, model_dir: Path, device: str, environ: Mapping[str, str]) -> Predictor | None:
@@ -51,10 +56,13 @@ def serve_model(service: Service, model_dir: Path, device: str, environ: Mapping
         predictor = load_predictor(model_dir, environ, place_of(plan, device))
         loaded = time.monotonic()
         service.serve(predictor)
+        warmed = time.monotonic()
+        if is_tuned(device, environ):
+            tune_at_start(predictor, plan)
     _leave_out_of_collection()
     functions = ", ".join(predictor.functions.names()) or "built-in handlers"
-    warmed = time.monotonic()
-    logger.info("ready: %s on %s, loaded in %.1f s, warm-up %.2f s", functions, device, loaded - began, warmed - loaded)
+    seconds = loaded - began, warmed - loaded, time.monotonic() - warmed
+    logger.info("ready: %s on %s, loaded in %.1f s, warm-up %.2f s, tuning %.2f s", functions, device, *seconds)
     return predictor
 
 
@@ -95,6 +103,19 @@ def is_tuned(device: str, environ: Mapping[str, str]) -> bool:
     return is_true(environ, TUNE) if environ.get(TUNE) else device == "cpu"
 
 
+def tune_at_start(predictor: Predictor, plan: ServerPlan) -> None:
+    """Look for a faster form before the server is ready, where that takes no more than a moment."""
+
+    def tune_on_all_cores() -> None:
+        use_cores(plan.compute_threads * plan.torch_threads)  # nobody else computes yet
+        tune_network(predictor, START_SECONDS)
+
+    # On a thread that ends: OpenMP's helpers end with it, and do not get in the way of those of the batches.
+    thread = threading.Thread(target=tune_on_all_cores, name="tune")
+    thread.start()
+    thread.join()
+
+
 def tune(service: Service, predictor: Predictor, environ: Mapping[str, str]) -> None:
     """Make a model that answers already faster, and say how; takes seconds. A failure leaves it as it is.
 
@@ -103,18 +124,24 @@ def tune(service: Service, predictor: Predictor, environ: Mapping[str, str]) -> 
     if not is_tuned(predictor.defaults.device, environ):
         return
     service.wait_for_quiet(QUIET_SECONDS)
-    try:
-        done = predictor.tune()
-    except RuntimeError as error:  # the GPU's memory does not hold another form beside the first
-        logger.warning("the model is served as it was loaded: %s", error)
-        return
-    if done:
-        logger.info("%s", done)
+    done = tune_network(predictor)
     if not environ.get(MAX_BATCH_SIZE):
         limit_batch(service, predictor)
     if done:
         gc.unfreeze()  # the network as it was loaded may be garbage by now
     _leave_out_of_collection()
+
+
+def tune_network(predictor: Predictor, within: float = math.inf) -> bool:
+    """Look for a faster form of the network, and say what was found; whether there was time for that."""
+    try:
+        done = predictor.tune(within)
+    except RuntimeError as error:  # the GPU's memory does not hold another form beside the first
+        logger.warning("the model is served as it was loaded: %s", error)
+        return False
+    if done:
+        logger.info("%s", done)
+    return bool(done)
 
 
 def limit_batch(service: Service, predictor: Predictor) -> None:
@@ -126,7 +153,13 @@ def limit_batch(service: Service, predictor: Predictor) -> None:
     try:
         together, alone = model.predict(records[:3]), [model.predict([record])[0] for record in records[:3]]
         if all(agree(one, other) for one, other in zip(together, alone, strict=True)) and model.batch_key(records[0]):
-            size, line = fitting_batch_size(model.predict, records, plan.max_process_memory_bytes, plan.compute_threads)
+            size, line = fitting_batch_size(
+                model.predict,
+                records,
+                plan.max_process_memory_bytes,
+                plan.compute_threads,
+                lambda: service.wait_for_quiet(STILL_QUIET_SECONDS),
+            )
         else:
             model.predict_alone()
             size, line = 1, "one record at a time is served: a batch was not answered as single records are"

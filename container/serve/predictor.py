@@ -6,6 +6,7 @@ image classifier's, or the plain array formats for whatever `model_fn` returned.
 
 import functools
 import logging
+import math
 import sys
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Model(Protocol):
 
     def warm_up(self) -> tuple[bytes, str] | None: ...
 
-    def tune(self, keep_loaded: bool) -> str: ...
+    def tune(self, keep_loaded: bool, within: float) -> str: ...
 
     def examples(self, count: int) -> list[Any]:
         """So many inputs to measure with, none like another; none where only the user knows what one looks like."""
@@ -90,6 +91,7 @@ class Predictor:
         self.defaults = defaults
         self.functions = functions
         self._context_of = context_of
+        self._tuned = False
 
     @functools.cached_property
     def memory_bytes(self) -> int:
@@ -186,11 +188,18 @@ class Predictor:
         """Body and content type of a request that must succeed; None where only the user knows what one looks like."""
         return None if self.functions.names() else self.defaults.warm_up()
 
-    def tune(self) -> str:
-        """Make the default model faster where that can be measured; returns what was done, for the log."""
+    def tune(self, within: float = math.inf) -> str:
+        """Make the default model faster where that can be measured, once; returns what was done, for the log.
+
+        Args:
+            within: about how many seconds it may take; a model that needs more is left for another time.
+        """
+        if self._tuned:
+            return ""
         keep = bool(self.functions.names())
         _ = self.memory_bytes  # counted while the network is there
-        done = self.defaults.tune(keep)
+        done = self.defaults.tune(keep, within)
+        self._tuned = bool(done)
         if not keep:
             self.model = self.defaults.model
         return done

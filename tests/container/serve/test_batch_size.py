@@ -46,7 +46,7 @@ def took(monkeypatch):
     """Says how long a record takes in a batch of each size, in place of the clock."""
 
     def set_seconds(table):
-        monkeypatch.setattr(batch_size, "measure", lambda predict, records, size: (table[size], table[2 * size]))
+        monkeypatch.setattr(batch_size, "measure", lambda predict, records, size, wait: (table[size], table[2 * size]))
 
     return set_seconds
 
@@ -167,7 +167,7 @@ def test_the_network_as_it_was_loaded_is_freed_where_another_form_is_served(arti
     from container.serve import tuning
 
     table = {"as loaded": 1.0, "channels last": 0.9, "frozen": 0.1}
-    monkeypatch.setattr(tuning, "measure", lambda forms, example: {name: table[name] for name in forms})
+    monkeypatch.setattr(tuning, "measure", lambda forms, example, until: {name: table[name] for name in forms})
     plan = plan_server(MACHINE, {}, 0)
     predictor = load_predictor(artifact, {}, place_of(plan, "cpu"))
     loaded, size = weakref.ref(predictor.model), predictor.memory_bytes
@@ -195,3 +195,10 @@ def test_the_warm_up_is_not_judged_by_the_limit_of_a_callers_body(open_door, art
     assert door.request("GET", "/ping").status == 200
     headers = {"Content-Type": "application/json"}
     assert door.request("POST", "/invocations", json.dumps([0] * 64).encode(), headers).status == 413
+
+
+def test_each_batch_is_measured_when_nobody_else_computes():
+    happened = []
+    batch_size.measure(lambda records: happened.append(len(records)), [1, 2], 1, lambda: happened.append("quiet"))
+    assert happened[::2] == ["quiet"] * (len(happened) // 2)
+    assert set(happened[1::2]) == {1, 2}

@@ -2,6 +2,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from container.serve.batcher import QUIET_BATCHES, Batcher, Cores
 from container.serve.call import Call
@@ -107,7 +108,7 @@ def test_a_stopped_batcher_answers_what_waits_and_ends_its_threads(make_batcher,
     batcher.stop()
     recorder.go.release(100)
     assert all(answered.acquire(timeout=5) for _ in range(3))
-    for thread in batcher._threads:
+    for thread in (*batcher._threads, batcher._wide_thread):
         thread.join(5)
     assert not batcher.alive()
 
@@ -116,23 +117,23 @@ def test_a_batch_takes_its_share_of_the_cores_and_a_lone_one_in_quiet_times_all(
     cores = Cores(threads=4, torch_threads=1)
     widths = []
     for _ in range(QUIET_BATCHES + 1):
-        widths.append(cores.take(others_wait=False))
+        widths.append(cores.take(alone=True))
         cores.give(widths[-1])
     assert widths == [1] * QUIET_BATCHES + [4]
-    assert cores.take(others_wait=True) == 1
-    assert [cores.take(others_wait=False) for _ in range(3)] == [1, 1, 1]
+    assert cores.take(alone=False) == 1
+    assert [cores.take(alone=True) for _ in range(3)] == [1, 1, 1]
 
 
 def test_behind_a_long_batch_that_uses_every_core_others_begin_after_a_moment():
     cores = Cores(threads=3, torch_threads=1, patience=0.01)
     for _ in range(QUIET_BATCHES):
-        cores.give(cores.take(others_wait=False))
-    assert cores.take(others_wait=False) == 3
-    assert cores.take(others_wait=False) == 1
-    assert cores.take(others_wait=False) == 1
+        cores.give(cores.take(alone=True))
+    assert cores.take(alone=True) == 3
+    assert cores.take(alone=True) == 1
+    assert cores.take(alone=True) == 1
     for width in (3, 1, 1):
         cores.give(width)
-    assert [cores.take(others_wait=True) for _ in range(3)] == [1, 1, 1]
+    assert [cores.take(alone=False) for _ in range(3)] == [1, 1, 1]
 
 
 def test_never_more_cores_are_used_than_there_are():
@@ -141,7 +142,7 @@ def test_never_more_cores_are_used_than_there_are():
 
     def work():
         for _ in range(200):
-            width = cores.take(others_wait=False)
+            width = cores.take(alone=True)
             with lock:
                 in_use[0] += width
                 most[0] = max(most[0], in_use[0])
@@ -155,6 +156,37 @@ def test_never_more_cores_are_used_than_there_are():
     for thread in threads:
         thread.join(30)
     assert most[0] <= 2
+
+
+def test_batches_that_use_every_core_run_on_one_thread_and_the_others_never_use_several():
+    seen = {}
+
+    def compute(calls):
+        seen.setdefault(threading.current_thread().name, set()).add(torch.get_num_threads())
+        for call in calls:
+            call.done(None)
+
+    before = torch.get_num_threads()
+    batcher = Batcher(compute, 3, 8, 100)
+    batcher.start()
+    for _ in range(QUIET_BATCHES + 20):
+        assert submit(batcher, 1).acquire(timeout=10)
+        while batcher.quiet_seconds() == 0:  # else the next is not alone
+            pass
+    batcher.stop()
+    for thread in (*batcher._threads, batcher._wide_thread):
+        thread.join(10)
+    torch.set_num_threads(before)
+    assert seen.pop("compute-wide") == {3}
+    assert set().union(*seen.values()) == {1}
+
+
+def test_a_share_of_several_cores_is_never_widened():
+    cores = Cores(threads=2, torch_threads=2)
+    for _ in range(QUIET_BATCHES + 3):
+        width = cores.take(alone=True)
+        assert width == 2
+        cores.give(width)
 
 
 def test_a_batcher_is_quiet_from_the_end_of_its_last_batch_on():

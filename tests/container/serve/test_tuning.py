@@ -9,7 +9,7 @@ from torch import nn
 
 from container.model import build_network
 from container.serve import tuning
-from container.serve.load import is_tuned, tune
+from container.serve.load import is_tuned, tune_network
 
 IMAGES = [torch.rand(count, 1, 8, 8) for count in (1, 3)]
 
@@ -37,7 +37,7 @@ def took(monkeypatch):
 
     def set_seconds(**seconds):
         table = {name.replace("_", " "): value for name, value in seconds.items()}
-        monkeypatch.setattr(tuning, "measure", lambda forms, example: {name: table[name] for name in forms})
+        monkeypatch.setattr(tuning, "measure", lambda forms, example, until: {name: table[name] for name in forms})
 
     return set_seconds
 
@@ -88,11 +88,28 @@ def test_torchscript_is_frozen_without_a_trace(network, took):
 def test_a_network_that_cannot_be_traced_stays(network, took, monkeypatch):
     took(as_loaded=1.0, channels_last=2.0)
 
-    def refuse(*arguments):
+    def refuse(*arguments, **options):
         raise RuntimeError("no")
 
     monkeypatch.setattr(torch.jit, "trace", refuse)
     assert tuning.fastest_form(network, IMAGES)[0] is network
+
+
+def test_without_time_for_any_form_the_network_stays_and_nothing_is_said(network):
+    assert tuning.fastest_form(network, IMAGES, within=1e-9) == (network, "")
+
+
+def test_further_forms_that_there_is_no_time_for_are_left_out(network, monkeypatch):
+    monkeypatch.setattr(tuning, "FORWARD_PASSES", 0)
+    line = tuning.fastest_form(network, IMAGES, within=1e-9)[1]
+    assert "frozen" in line
+    assert "channels last" not in line
+
+
+def test_measuring_ends_with_its_time_but_not_before_two_runs(network):
+    runs = []
+    tuning.measure({"counted": runs.append}, torch.zeros(1), until=0.0)
+    assert len(runs) == 3  # the first warms up
 
 
 def test_every_form_is_timed(network):
@@ -116,10 +133,10 @@ def test_cpus_are_tuned_unless_switched_off_and_gpus_if_asked(device, value, tun
 
 
 def test_a_form_that_does_not_fit_into_memory_leaves_the_model_as_it_is(caplog):
-    def fail():
+    def fail(within):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     predictor = types.SimpleNamespace(defaults=types.SimpleNamespace(device="cpu"), tune=fail)
     with caplog.at_level(logging.WARNING):
-        tune(types.SimpleNamespace(wait_for_quiet=lambda seconds: None), predictor, {})
+        assert not tune_network(predictor)
     assert "is served as it was loaded: CUDA out of memory" in caplog.text

@@ -120,6 +120,15 @@ class OptMl:
         """Processing jobs find their configuration here, not under `input/config`."""
         return self.base / "config"
 
+    @property
+    def processing_job_config(self) -> Path:
+        """The job as CreateProcessingJob got it; members that were not given are null."""
+        return self.processing_config / "processingjobconfig.json"
+
+    @property
+    def processing_resource_config(self) -> Path:
+        return self.processing_config / "resourceconfig.json"
+
 
 CODE_CHANNEL = "code"  # the channel in which launchers deliver a user's script
 ADDITIONAL_MODELS_DIR = BASE_DIR / "additional-model-data-sources"
@@ -236,6 +245,7 @@ CUSTOM_ATTRIBUTES_HEADER = "X-Amzn-SageMaker-Custom-Attributes"
 INFERENCE_ID_HEADER = "X-Amzn-SageMaker-Inference-Id"
 TARGET_MODEL_HEADER = "X-Amzn-SageMaker-Target-Model"
 TARGET_VARIANT_HEADER = "X-Amzn-SageMaker-Target-Variant"
+TARGET_CONTAINER_HEADER = "X-Amzn-SageMaker-Target-Container-Hostname"
 SESSION_ID_HEADER = "X-Amzn-SageMaker-Session-Id"
 ACCEPT_BIND_TO_PORT_LABEL = "com.amazonaws.sagemaker.capabilities.accept-bind-to-port"
 PING_TIMEOUT_SECONDS = 2

@@ -104,7 +104,7 @@ class TrainingEnvironment:
     @property
     def checkpoint_dir(self) -> Path | None:
         """Where SageMaker syncs checkpoints from; None when the job has no CheckpointConfig."""
-        config = _read_json(self.opt_ml.checkpoint_config)
+        config = read_json(self.opt_ml.checkpoint_config)
         directory = self.opt_ml.checkpoints
         if self.opt_ml.base == contract.BASE_DIR and config.get("LocalPath"):
             directory = Path(config["LocalPath"])
@@ -123,9 +123,9 @@ def read_environment(opt_ml: OptMl, environ: Mapping[str, str]) -> TrainingEnvir
     """
     decoded = {
         name: contract.decode_hyperparameter(value) if isinstance(value, str) else value
-        for name, value in _read_json(opt_ml.hyperparameters).items()
+        for name, value in read_json(opt_ml.hyperparameters).items()
     }
-    resources = _read_json(opt_ml.resource_config)
+    resources = read_json(opt_ml.resource_config)
     for key in ("current_host", "hosts"):
         if not resources.get(key):
             raise ConfigError(
@@ -136,7 +136,7 @@ def read_environment(opt_ml: OptMl, environ: Mapping[str, str]) -> TrainingEnvir
         opt_ml=opt_ml,
         hyperparameters={k: v for k, v in decoded.items() if not contract.is_reserved_hyperparameter(k)},
         reserved_hyperparameters={k: v for k, v in decoded.items() if contract.is_reserved_hyperparameter(k)},
-        channels=_read_json(opt_ml.input_data_config),
+        channels=read_json(opt_ml.input_data_config),
         resource_config=resources,
         job_name=environ.get(contract.TRAINING_JOB_NAME),
         num_gpus=count_gpus(),
@@ -159,7 +159,12 @@ def training_environment() -> TrainingEnvironment:
     return TrainingEnvironment(opt_ml, {}, {}, {}, alone, None, count_gpus(), os.cpu_count() or 1)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A configuration file's object; empty where there is no such file, or nothing in it.
+
+    Raises:
+        ConfigError: it is not JSON, or not an object.
+    """
     if not path.is_file():
         return {}
     try:

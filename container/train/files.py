@@ -1,11 +1,15 @@
 """Which channels a job has, and which of the files in a channel are data."""
 
 import fnmatch
+import logging
 import os
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 from container.train.environment import TrainingEnvironment
+
+logger = logging.getLogger(__name__)
 
 # What S3 prefixes collect beside the data: Spark's and Databricks' commit marks, EMR's directory marks, file managers.
 NOISE_FILES = ("_SUCCESS", "_committed_*", "_started_*", "*_$folder$", "Thumbs.db", "desktop.ini")
@@ -65,6 +69,19 @@ def list_files(root: Path, suffixes: Collection[str] = ()) -> list[Path]:
             and (not suffixes or name.lower().endswith(tuple(suffixes)))
         ]
     return sorted(found)
+
+
+def replace_links(directory: Path) -> None:
+    """Put what they point at in place of all symbolic links below a directory: the platform does not follow them."""
+    for link in [path for path in directory.rglob("*") if path.is_symlink()]:
+        target = link.resolve()
+        link.unlink()
+        if target.is_dir():
+            shutil.copytree(target, link)
+        elif target.is_file():
+            shutil.copy2(target, link)
+        else:
+            logger.warning("%s pointed nowhere, and is left out", link)
 
 
 def _is_noise(name: str, patterns: Collection[str]) -> bool:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import shutil
 import time
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from container.train import failure
 from container.train.cluster import Cluster
 from container.train.environment import TrainingEnvironment
 from container.train.failure import RankError
+from container.train.files import replace_links
 from container.train.program import Program
 from container.train.runtime import Runtime
 from container.train.supervise import STOP_SIGNALS
@@ -55,7 +55,7 @@ def conclude(
     errors = collect_errors(environment, program, cluster, runtime, ending.code)
     if ending.overdue_seconds:
         errors = [_overdue(error, runtime, program, ending.overdue_seconds) for error in errors]
-    if ending.stop_signal is not None and all(_is_stop(error) for error in errors):
+    if ending.stop_signal is not None and all(_is_stop(error) or error.is_secondary for error in errors):
         logger.info("stopped; the program did not handle the signal, so whatever it saved before is what there is")
         return 0 if ending.planned else 128 + ending.stop_signal
     failure.write_traces(environment.opt_ml, environment.current_host, errors, runtime.stacks())
@@ -122,12 +122,4 @@ def _is_stop(error: RankError) -> bool:
 def finish_artifacts(opt_ml: OptMl) -> None:
     """After success: no failure file, and no symlinks, which hosting refuses, among the artifacts."""
     opt_ml.failure.unlink(missing_ok=True)
-    for link in [path for path in opt_ml.model.rglob("*") if path.is_symlink()]:
-        target = link.resolve()
-        link.unlink()
-        if target.is_dir():
-            shutil.copytree(target, link)
-        elif target.is_file():
-            shutil.copy2(target, link)
-        else:
-            logger.warning("%s pointed nowhere and is not part of the artifact", link)
+    replace_links(opt_ml.model)

@@ -117,8 +117,8 @@ def write_processing_input(
         below(opt_ml, output["LocalPath"]).mkdir(parents=True, exist_ok=True)
     config = {**UNSET_PROCESSING_MEMBERS, **request, "ProcessingJobArn": arn}
     resources = {"current_host": host, "hosts": list(hosts), "network_interface_name": DEFAULT_NETWORK_INTERFACE}
-    _write(opt_ml.processing_config / "processingjobconfig.json", config)
-    _write(opt_ml.processing_config / "resourceconfig.json", resources)
+    _write(opt_ml.processing_job_config, config)
+    _write(opt_ml.processing_resource_config, resources)
 
 
 def processing_outputs(request: Mapping[str, Any]) -> list[Mapping[str, Any]]:

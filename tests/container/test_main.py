@@ -26,7 +26,7 @@ def test_c4_an_unknown_command_ends_at_once_with_the_usage():
     done = run("no-such-command")
     assert done.returncode == 127
     assert "cannot execute 'no-such-command'" in done.stderr
-    assert "train | serve | COMMAND" in done.stderr
+    assert "train | serve | process SCRIPT | COMMAND" in done.stderr
 
 
 def test_c74_no_argument_is_a_usage_error_and_not_a_server():

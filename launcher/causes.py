@@ -325,7 +325,8 @@ CAUSES = (
     Cause(
         "exception",
         "the program raised an exception",
-        r"^\s*(\[[^\]]*\]:?\s*)*((Algorithm|Client)Error: )?(?!(Algorithm|Client)Error)([A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit))\b",
+        r"^\s*(\[[^\]]*\]:?\s*)*((Algorithm|Client)Error: )?(?!(Algorithm|Client)Error)"
+        r"(?![\w.]*(ChildFailedError|SignalException)\b)([A-Za-z_][\w.]*(?-i:Error|Exception|Interrupt|Exit))(:|\s*$)",
         "the lines above say which; the trace stands in the log: `python -m launcher logs NAME`",
     ),
 )

@@ -4,12 +4,11 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from launcher.aws import Aws
 from launcher.causes import CAUSES, STOPPED, Cause
-from launcher.run import JobKind, LogLine, by_time, stream_names
 
 EVIDENCE_LINES = 5
-LINES_PER_STREAM = 1000
+VAGUE = frozenset({"memory", "exception", "ping"})  # what an exit code or a health check says: less than the log does
+OWN_WORDS = re.compile(r"serve cannot start \[(?P<code>[\w-]+)\]:? ?.*?; fix: (?P<fix>.*)")
 
 
 @dataclass(frozen=True)
@@ -33,25 +32,36 @@ class Explanation:
         text.append(f"fix: {self.cause.fix}")
         return text + [f"also seen: {title}" for title in self.also]
 
+    def advice(self) -> list[str]:
+        """The cause and the fix for somebody who has just read the reason and the log."""
+        if self.cause is None:
+            return []
+        shown = [line for line in self.evidence[:1] if line not in self.reason]
+        return [
+            f"cause: {self.cause.title} ({self.cause.code})",
+            *(f"  {line}" for line in shown),
+            f"fix: {self.cause.fix}",
+        ]
 
-def explain(kind: JobKind, description: dict[str, Any], log: list[LogLine], flags: str = "") -> Explanation:
+
+def explain(name: str, status: str, description: dict[str, Any], written: list[str], flags: str = "") -> Explanation:
     """The likeliest cause of a failure: SageMaker's own words weigh more than a line of the log.
 
     Args:
-        kind: of the job.
+        name: of the job or endpoint.
+        status: of it.
         description: its Describe reply.
-        log: its last lines, oldest first.
+        written: the last lines of its log, oldest first.
         flags: options that the commands in the fix need, such as ` --local`.
     """
-    status = description[kind.status_member]
     reason = description.get("FailureReason", "")
     told = [reason, *_statuses(description)]
-    written = [line.text for line in log]
-    name = description[kind.name_member]
     found = [(cause, _evidence(cause, told)) for cause in CAUSES if _evidence(cause, told)]
     if status == "Stopped" and not found:
         return Explanation(name, status, reason, STOPPED, tuple(_evidence(STOPPED, told)[:1]), ())
-    if not found or found[0][0].code in {"memory", "exception"}:  # an exit code says less than the log does
+    if not found or found[0][0].code in VAGUE:
+        if own := _own_words([*written, *told]):
+            return Explanation(name, status, reason, own[0], (own[1],), ())
         found += [(cause, _evidence(cause, written)) for cause in CAUSES if _evidence(cause, written)]
         found.sort(key=lambda pair: CAUSES.index(pair[0]))
     if not found:
@@ -63,6 +73,14 @@ def explain(kind: JobKind, description: dict[str, Any], log: list[LogLine], flag
     )
     cause = replace(cause, fix=_with_name(cause.fix, name, flags))
     return Explanation(name, status, reason, cause, tuple([*evidence, *more][:EVIDENCE_LINES]), also)
+
+
+def _own_words(lines: list[str]) -> tuple[Cause, str] | None:
+    """Our serving container says itself why it cannot start: its last such words, as a cause and its evidence."""
+    for line in reversed(lines):
+        if match := OWN_WORDS.search(line):
+            return Cause(match["code"], "the serving container could not start", "", match["fix"]), match[0]
+    return None
 
 
 def _with_name(fix: str, name: str, flags: str) -> str:
@@ -79,20 +97,3 @@ def _statuses(description: dict[str, Any]) -> list[str]:
 
 def _evidence(cause: Cause, lines: list[str]) -> list[str]:
     return [line for line in lines if re.search(cause.pattern, line, re.IGNORECASE)]
-
-
-def last_lines(aws: Aws, kind: JobKind, name: str) -> list[LogLine]:
-    """The end of every log stream of a job, merged by time."""
-    group, prefix = kind.log_streams(name)
-    lines: list[LogLine] = []
-    for stream in stream_names(aws, group, prefix):
-        reply = aws.call(
-            "logs",
-            "GetLogEvents",
-            logGroupName=group,
-            logStreamName=stream,
-            startFromHead=False,
-            limit=LINES_PER_STREAM,
-        )
-        lines += [LogLine(event["timestamp"], stream, event["message"].rstrip("\n")) for event in reply["events"]]
-    return by_time(lines)

@@ -4,12 +4,15 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from botocore.exceptions import ClientError
 
 from launcher.aws import Aws, refusals
 from launcher.errors import AwsRefused, Detached, JobFailed, JobStopped, TimedOut
+from launcher.explain import explain
 from launcher.jobs.api import ApiCall
 
 logger = logging.getLogger(__name__)
@@ -18,7 +21,8 @@ container_logger = logging.getLogger(f"{__name__}.container")
 FIRST_POLL_SECONDS = 0.5  # a local job of seconds should be seen ending; polls then slow down for jobs of hours
 LAST_POLL_SECONDS = 10.0
 POLL_SHARE = 0.03  # of the time waited so far: nobody notices 3 %
-LOG_TAIL_LINES = 20
+LINES_PER_STREAM = 1000
+LOG_TAIL_LINES = 1000  # which the cause of a failure is looked for in
 TIME_LIMIT_STATUSES = frozenset({"MaxRuntimeExceeded", "MaxWaitTimeExceeded"})
 
 
@@ -145,6 +149,31 @@ def stream_names(aws: Aws, group: str, prefix: str) -> list[str]:
             raise
 
 
+def last_lines(aws: Aws, kind: JobKind, name: str, since: datetime) -> list[LogLine]:
+    """The end of every log stream of a job, merged by time.
+
+    Args:
+        aws: where it is.
+        kind: of the job.
+        name: of the job.
+        since: when it was created; an endpoint's name, and its log, live longer than the endpoint.
+    """
+    group, prefix = kind.log_streams(name)
+    lines: list[LogLine] = []
+    for stream in stream_names(aws, group, prefix):
+        reply = aws.call(
+            "logs",
+            "GetLogEvents",
+            logGroupName=group,
+            logStreamName=stream,
+            startFromHead=False,
+            startTime=int(since.timestamp() * 1000),
+            limit=LINES_PER_STREAM,
+        )
+        lines += [LogLine(event["timestamp"], stream, event["message"].rstrip("\n")) for event in reply["events"]]
+    return by_time(lines)
+
+
 def follow(
     aws: Aws,
     kind: JobKind,
@@ -158,7 +187,7 @@ def follow(
         Its last description.
 
     Raises:
-        JobFailed: it ended otherwise; the message holds the reason and the last log lines.
+        JobFailed: it ended otherwise; the message holds the reason, the cause where it is a known one, and what to do.
         JobStopped: it was stopped on request.
         TimedOut: it ran into its own time limit, or this wait did.
         Detached: the user pressed Ctrl-C; the job goes on.
@@ -167,7 +196,11 @@ def follow(
     watcher = StatusWatcher(kind)
     started = time.monotonic()
     if kind is ENDPOINT:
-        follower.since = int(kind.describe(aws, name)["LastModifiedTime"].timestamp() * 1000)
+        description = kind.describe(aws, name)
+        if description[kind.status_member] in kind.good:  # what it has logged since then is of other days
+            watcher.show(description)
+            return description
+        follower.since = int(description["LastModifiedTime"].timestamp() * 1000)
     try:
         while True:
             description = kind.describe(aws, name)
@@ -177,6 +210,7 @@ def follow(
             if status in kind.good:
                 return description
             if status in kind.bad:
+                show_lines(follower.read())  # CloudWatch is a little late
                 raise _failure(kind, name, description, follower)
             waited = time.monotonic() - started
             if timeout_seconds is not None and waited > timeout_seconds:
@@ -186,7 +220,8 @@ def follow(
         verb = "delete" if kind is ENDPOINT else "stop"
         raise Detached(
             f"no longer watching {name}; it goes on. "
-            f"attach again: python -m launcher attach {name}   end it: python -m launcher {verb} {name}"
+            f"attach again: python -m launcher attach {name}{_flags(aws)}   "
+            f"end it: python -m launcher {verb} {name}{_flags(aws)}"
         ) from error
 
 
@@ -236,8 +271,13 @@ def _failure(kind: JobKind, name: str, description: dict[str, Any], follower: Lo
         )
     if status == "Stopped":
         return JobStopped(f"{kind.title} {name} was stopped on request, before it had finished")
-    tail = "\n".join(f"  {line.text}" for line in follower.tail)
-    return JobFailed(f"{kind.title} {name} {status}: {reason}" + (f"\nlast lines of its log:\n{tail}" if tail else ""))
+    found = explain(name, status, description, [line.text for line in follower.tail], _flags(follower.aws))
+    return JobFailed("\n".join([f"{kind.title} {name} {status}: {reason}", *found.advice()]))
+
+
+def _flags(aws: Aws) -> str:
+    """What a command to copy needs to reach the same SageMaker."""
+    return " --local" if urlsplit(aws.client("sagemaker").meta.endpoint_url).hostname == "127.0.0.1" else ""
 
 
 def find_kind(aws: Aws, name: str) -> JobKind:

@@ -188,11 +188,12 @@ def explain(options: Options, name: str) -> None:
         return show_call(options, "DescribeTrainingJob", {"TrainingJobName": name})
     from launcher import run
     from launcher.explain import explain as explain_failure
-    from launcher.explain import last_lines
 
     aws = open_project(settings, options).aws
     kind = run.find_kind(aws, name)
-    found = explain_failure(kind, kind.describe(aws, name), last_lines(aws, kind, name), flags(options))
+    description = kind.describe(aws, name)
+    written = [line.text for line in run.last_lines(aws, kind, name, description["CreationTime"])]
+    found = explain_failure(name, description[kind.status_member], description, written, flags(options))
     return show(options, asdict(found), found.lines())
 
 

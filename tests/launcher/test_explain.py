@@ -9,8 +9,7 @@ import pytest
 
 from launcher import cli, run
 from launcher.causes import CAUSES
-from launcher.explain import explain, last_lines
-from launcher.run import LogLine
+from launcher.explain import explain
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SAMPLES = {
@@ -65,11 +64,16 @@ SAMPLES = {
 
 
 def description(reason="", status="Failed", **rest):
-    return {"TrainingJobName": "job", "TrainingJobStatus": status, "FailureReason": reason, **rest}
+    fixed = {"TrainingJobName": "job", "TrainingJobStatus": status, "CreationTime": START}
+    return {**fixed, "FailureReason": reason, **rest}
 
 
 def lines(*messages):
-    return [LogLine(number, "job/algo-1-17", message) for number, message in enumerate(messages)]
+    return [f"[algo-1] {message}" for message in messages]
+
+
+def explained(job, log, flags=""):
+    return explain("job", job["TrainingJobStatus"], job, log, flags)
 
 
 def test_there_is_a_sample_of_every_cause():
@@ -79,7 +83,7 @@ def test_there_is_a_sample_of_every_cause():
 
 @pytest.mark.parametrize("code", SAMPLES)
 def test_a_cause_is_recognised_in_the_failure_reason(code):
-    found = explain(run.TRAINING, description(SAMPLES[code]), [])
+    found = explained(description(SAMPLES[code]), [])
     assert found.cause.code == code
     assert found.evidence == (SAMPLES[code],)
     assert found.cause.fix in "\n".join(found.lines())
@@ -87,41 +91,66 @@ def test_a_cause_is_recognised_in_the_failure_reason(code):
 
 @pytest.mark.parametrize("code", SAMPLES)
 def test_a_cause_is_recognised_in_the_log(code):
-    found = explain(run.TRAINING, description("AlgorithmError: , exit code: 1"), lines("epoch=1", SAMPLES[code], "bye"))
+    found = explained(description("AlgorithmError: , exit code: 1"), lines("epoch=1", SAMPLES[code], "bye"))
     assert found.cause.code == code
     assert found.evidence == (f"[algo-1] {SAMPLES[code]}",)
 
 
 def test_ordinary_log_lines_are_no_cause():
     ordinary = lines("epoch=3 step=66 train:loss=0.47;", "loaded 1,437 images", "information about the nan-free run")
-    found = explain(run.TRAINING, description("AlgorithmError: , exit code: 1"), ordinary)
+    found = explained(description("AlgorithmError: , exit code: 1"), ordinary)
     assert found.cause is None
     assert "no known cause shows" in "\n".join(found.lines())
     assert found.evidence[-1].endswith("nan-free run")
 
 
 def test_an_exception_behind_the_services_own_word_is_read():
-    found = explain(run.TRAINING, description("AlgorithmError: ValueError: no images in train, exit code: 1"), [])
+    found = explained(description("AlgorithmError: ValueError: no images in train, exit code: 1"), [])
     assert found.cause.code == "exception"
 
 
 def test_an_exit_code_gives_way_to_what_the_log_says():
     log = lines("torch.OutOfMemoryError: CUDA out of memory.")
-    found = explain(run.TRAINING, description("AlgorithmError: , exit code: 137"), log)
+    found = explained(description("AlgorithmError: , exit code: 137"), log)
     assert found.cause.code == "gpu-memory"
     assert found.also == ("the machine's memory is used up, and the kernel ended a process",)
 
 
+def test_what_our_serving_container_says_itself_is_the_cause():
+    ping = SAMPLES["ping"]
+    old = "serve cannot start [syntax-error] inference.py:1: SyntaxError: invalid syntax; fix: correct the file"
+    own = "serve cannot start [bad-handler]: HandlerError: model_fn() does not fit; fix: correct code/inference.py"
+    found = explained(description(ping), lines(old, "Worker exited", f"2026-01-01 ERROR 17 {own}", "bye"))
+    assert (found.cause.code, found.cause.fix) == ("bad-handler", "correct code/inference.py")
+    assert found.evidence == (own,)
+    assert found.advice() == [
+        "cause: the serving container could not start (bad-handler)",
+        f"  {own}",
+        "fix: correct code/inference.py",
+    ]
+
+
+def test_a_foreign_containers_log_says_more_than_the_health_check():
+    found = explained(description(SAMPLES["ping"]), lines("ModuleNotFoundError: No module named 'timm'"))
+    assert found.cause.code == "import"
+
+
+def test_torchruns_echoes_of_an_exception_are_no_evidence():
+    echoes = ("    sys.exit(main(sys.argv[1:]))", "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ")
+    found = explained(description("AlgorithmError: , exit code: 1"), lines("ValueError: no", *echoes))
+    assert found.evidence == ("[algo-1] ValueError: no",)
+
+
 def test_a_time_limit_is_read_from_the_statuses():
     steps = [{"Status": "MaxRuntimeExceeded", "StatusMessage": "The job has exceeded its time"}]
-    found = explain(run.TRAINING, description(status="Stopped", SecondaryStatusTransitions=steps), [])
+    found = explained(description(status="Stopped", SecondaryStatusTransitions=steps), [])
     assert found.cause.code == "time-limit"
 
 
 def test_a_job_that_was_stopped_is_no_failure_to_explain(capsys, aws, canned, monkeypatch, tmp_path):
     steps = [{"Status": "Stopping", "StatusMessage": "Stopping the training job"}]
     stopped = description(status="Stopped", SecondaryStatus="Stopped", SecondaryStatusTransitions=steps)
-    found = explain(run.TRAINING, stopped, lines("ValueError: an old one"))
+    found = explained(stopped, lines("ValueError: an old one"))
     assert (found.cause.code, found.evidence) == ("stopped", ("Stopping: Stopping the training job",))
     assert "cause: it was stopped on request (stopped)" in found.lines()
     monkeypatch.chdir(tmp_path)
@@ -133,7 +162,7 @@ def test_a_job_that_was_stopped_is_no_failure_to_explain(capsys, aws, canned, mo
 
 
 def test_the_fix_has_commands_to_copy():
-    found = explain(run.TRAINING, description("ValueError: no"), [], " -c x.yaml --local")
+    found = explained(description("ValueError: no"), [], " -c x.yaml --local")
     assert found.lines()[-1].endswith(
         "lines above say which; the trace stands in the log: `python -m launcher logs job -c x.yaml --local`"
     )
@@ -148,7 +177,9 @@ def test_the_verb_explains_a_job(aws, canned, capsys, monkeypatch, tmp_path):
     aws.call("logs", "CreateLogStream", logGroupName=group, logStreamName=stream)
     events = [{"timestamp": int(time.time() * 1000), "message": SAMPLES["import"]}]
     aws.call("logs", "PutLogEvents", logGroupName=group, logStreamName=stream, logEvents=events)
-    assert [line.message for line in last_lines(aws, run.TRAINING, "job")] == [SAMPLES["import"]]
+    assert [line.message for line in run.last_lines(aws, run.TRAINING, "job", START)] == [SAMPLES["import"]]
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    assert run.last_lines(aws, run.TRAINING, "job", tomorrow) == []  # of an endpoint that had the same name before
     assert cli.main(["explain", "job"]) == 0
     assert "cause: a Python package or library is missing (import)" in capsys.readouterr().out
     assert cli.main(["explain", "job", "--json"]) == 0

@@ -8,7 +8,6 @@ import pytest
 
 from launcher import run
 from launcher.errors import AwsRefused, Detached, JobFailed, JobStopped, TimedOut
-from launcher.explain import last_lines
 
 GROUP = "/aws/sagemaker/TrainingJobs"
 
@@ -53,7 +52,10 @@ def test_a_traceback_keeps_its_order_where_all_its_lines_have_one_time(aws, log)
     log("job/algo-1-17", *((0, text) for text in traceback))
     log("job/algo-2-17", (0, "Aah"))
     assert [line.message for line in run.LogFollower(aws, GROUP, "job/").read()] == [*traceback, "Aah"]
-    assert [line.message for line in last_lines(aws, run.TRAINING, "job")] == [*traceback, "Aah"]
+    assert [line.message for line in run.last_lines(aws, run.TRAINING, "job", datetime.fromtimestamp(0, UTC))] == [
+        *traceback,
+        "Aah",
+    ]
 
 
 def test_a_line_that_names_its_host_and_rank_is_not_prefixed_again(caplog):
@@ -83,14 +85,32 @@ def test_a_job_that_ends_well_is_described(aws, canned, log, caplog):
     ]
 
 
-def test_a_job_that_fails_tells_its_reason_and_its_last_lines(aws, canned, log):
-    log("job/algo-1-17", *((n, f"line {n}") for n in range(30)))
+def test_a_job_that_fails_tells_its_reason_the_cause_in_its_log_and_what_to_do(aws, canned, log, caplog):
+    log("job/algo-1-17", *((n, f"line {n}") for n in range(30)), (30, "train.py: error: unrecognized arguments: --lr"))
+    canned("DescribeTrainingJob", status("Failed", FailureReason="AlgorithmError: no labels, exit code: 2"))
+    with caplog.at_level(logging.INFO, "launcher"), pytest.raises(JobFailed) as error:
+        run.follow(aws, run.TRAINING, "job", sleep=no_sleep)
+    assert "[algo-1] line 29" in caplog.text
+    reason, cause, evidence, fix = str(error.value).splitlines()
+    assert reason == "training job job Failed: AlgorithmError: no labels, exit code: 2"
+    assert cause.endswith("(arguments)")
+    assert evidence == "  [algo-1] train.py: error: unrecognized arguments: --lr"
+    assert fix.startswith("fix: compare training.hyperparameters")
+
+
+def test_a_job_that_fails_for_an_unknown_cause_tells_its_reason_alone(aws, canned):
     canned("DescribeTrainingJob", status("Failed", FailureReason="AlgorithmError: no labels, exit code: 1"))
     with pytest.raises(JobFailed) as error:
         run.follow(aws, run.TRAINING, "job", sleep=no_sleep)
-    assert "training job job Failed: AlgorithmError: no labels, exit code: 1" in str(error.value)
-    assert "[algo-1] line 29" in str(error.value)
-    assert "line 9\n" not in str(error.value)
+    assert str(error.value) == "training job job Failed: AlgorithmError: no labels, exit code: 1"
+
+
+def test_an_endpoint_in_service_is_not_told_with_what_it_logged_since(aws, canned, log, caplog):
+    log("e/i-1", (0, "an old error"))
+    canned("DescribeEndpoint", {"EndpointName": "e", "EndpointStatus": "InService"})
+    with caplog.at_level(logging.INFO, "launcher"):
+        run.follow(aws, run.ENDPOINT, "e", sleep=no_sleep)
+    assert [record.getMessage() for record in caplog.records] == ["-> InService"]
 
 
 def test_a_job_that_was_stopped_is_not_called_done(aws, canned):

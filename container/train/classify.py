@@ -21,6 +21,7 @@ from container.train.data import augment, epoch_draws, training_batches
 from container.train.environment import read_environment
 from container.train.health import Health
 from container.train.job import Job, Phases, to_device
+from container.train.memory import keep_free_memory
 from container.train.prepare import join_process_group, load_data, prepare
 from container.train.results import evaluate, finish
 from container.train.runtime import Runtime
@@ -45,6 +46,8 @@ def main() -> None:
     environment = read_environment(OptMl.from_env(), os.environ)
     settings = Settings.from_hyperparameters(environment.hyperparameters)
     process = join_process_group()
+    if process.device.type == "cpu":
+        keep_free_memory()
     torch.manual_seed(settings.seed)
     with phases.measure("data"):
         inputs = load_data(environment, settings, process)

@@ -1,7 +1,6 @@
 """What a job of the built-in program leaves: metrics of a channel, the artifact, predictions, plots and the report."""
 
 import csv
-import ctypes
 import dataclasses
 import json
 import logging
@@ -16,6 +15,7 @@ from container.model import build_network, load_model, save_model
 from container.train import errors, fsdp
 from container.train.disk import require_free_space, state_bytes
 from container.train.job import Job, local_world_size, to_device
+from container.train.memory import return_free_memory
 from container.train.phases import PHASES_FILE
 from container.train.runtime import Runtime
 
@@ -70,7 +70,7 @@ def evaluation_share(job: Job, channel: str) -> torch.Tensor:
 
 def finish(job: Job) -> None:
     """Evaluate the best network on channel test, else validation; save it, and leave report, predictions and plots."""
-    return_free_memory()
+    return_free_memory()  # of training: export and plots come on top of it
     if job.best_weights is not None:
         fsdp.load_full_state_dict(job.kept_network, job.best_weights)
     report: dict[str, Any] = {"classes": list(job.signature.classes), "world_size": job.process.world_size}
@@ -89,13 +89,6 @@ def finish(job: Job) -> None:
     runtime = Runtime.from_env()
     if runtime is not None:
         runtime.write(PHASES_FILE, job.phases.seconds)  # the launcher's last line
-
-
-def return_free_memory() -> None:
-    """Give back what the C library keeps of training's freed buffers: export and plots come on top of it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
-    if trim is not None:
-        trim(0)
 
 
 def whole_network(job: Job) -> nn.Module:

@@ -15,9 +15,10 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
 from launcher.aws import Aws, refusals
+from launcher.checksum import PART_BYTES, crc32, digest, md5_etag
 from launcher.errors import AwsRefused, ConfigError, JobFailed
 from launcher.jobs.api import split_s3_uri
-from launcher.multipart import PART_BYTES, Digest, MultipartUpload, digest
+from launcher.multipart import MultipartUpload
 
 logger = logging.getLogger(__name__)
 
@@ -82,15 +83,17 @@ def upload(aws: Aws, source: Path, uri: str, progress: Progress | None = None) -
     files = _files(source, key)
     existing = {item["Key"]: item for item in objects(aws, uri if source.is_dir() else f"s3://{bucket}/{key}")}
     started = time.monotonic()
-    with ThreadPoolExecutor(THREADS) as pool:  # hashing lets other threads run
-        digests = dict(zip([name for _, name in files], pool.map(digest, [path for path, _ in files]), strict=True))
-    etags = {name: found.etag for name, found in digests.items()}
-    waiting = [(path, name) for path, name in files if not _is_there(path, etags[name], existing.get(name))]
+    client = aws.client("s3")
+    same_size = [
+        (path, name) for path, name in files if name in existing and existing[name]["Size"] == path.stat().st_size
+    ]
+    with ThreadPoolExecutor(THREADS) as pool, refusals("upload"):  # hashing lets other threads run
+        found = pool.map(lambda pair: _etag_there(client, bucket, *pair, existing[pair[1]]), same_size)
+        etags = {name: etag for (_, name), etag in zip(same_size, found, strict=True) if etag}
+    waiting = [(path, name) for path, name in files if name not in etags]
     total = sum(path.stat().st_size for path, _ in waiting)
     progress.start(f"upload {source.name} -> {uri}", total)
-    client = aws.client("s3")
-
-    _send(client, bucket, [(path, name, digests[name]) for path, name in waiting], progress)
+    etags |= _send(client, bucket, waiting, progress)
     names = {name for _, name in files}
     gone = [name for name in existing if name not in names] if source.is_dir() else []
     for start in range(0, len(gone), DELETE_BATCH):
@@ -101,25 +104,43 @@ def upload(aws: Aws, source: Path, uri: str, progress: Progress | None = None) -
     return Transfer(len(waiting), total, len(files) - len(waiting), len(gone), seconds, _digest(key, etags))
 
 
-def _send(client: Any, bucket: str, files: list[tuple[Path, str, Digest]], progress: Progress) -> None:
+def _etag_there(client: Any, bucket: str, path: Path, name: str, item: dict[str, Any]) -> str:
+    """The file's ETag where an object of the same size has the same content, else an empty text."""
+    etag = digest(path).etag
+    if item["ETag"].strip('"') == etag:
+        return etag
+    reply = client.head_object(Bucket=bucket, Key=name, ChecksumMode="ENABLED")
+    same_under_a_key = not md5_etag(reply) and reply.get("ChecksumCRC32", "").partition("-")[0] == crc32(path)
+    return etag if same_under_a_key else ""
+
+
+def _send(client: Any, bucket: str, files: list[tuple[Path, str]], progress: Progress) -> dict[str, str]:
+    """Send files, large ones in parts.
+
+    Returns:
+        Their ETags; S3 says them, so that what is sent need not be hashed here as well.
+    """
+    etags: dict[str, str] = {}
+
     def put(path: Path, name: str) -> int:
         body = path.read_bytes()
-        client.put_object(Bucket=bucket, Key=name, Body=body)
+        etags[name] = md5_etag(client.put_object(Bucket=bucket, Key=name, Body=body)) or digest(path).etag
         return len(body)
 
-    small = [(put, (path, name)) for path, name, found in files if not found.is_multipart]
+    small = [(put, (path, name)) for path, name in files if path.stat().st_size < PART_BYTES]
     with refusals("upload"):
         large = [
-            MultipartUpload.begin(client, bucket, name, path, found)
-            for path, name, found in files
-            if found.is_multipart
+            MultipartUpload.begin(client, bucket, name, path)
+            for path, name in files
+            if path.stat().st_size >= PART_BYTES
         ]
     progress.advance(sum(item.resumed_bytes for item in large))
     parts = [(item.send, (number,)) for item in large for number in item.missing()]
     _in_parallel("upload", [*small, *parts], progress)
     with refusals("upload"):
         for item in large:
-            item.finish()
+            etags[item.key] = item.finish() or digest(item.path).etag
+    return etags
 
 
 def download(aws: Aws, uri: str, target: Path, progress: Progress | None = None) -> Transfer:
@@ -159,13 +180,23 @@ def objects(aws: Aws, uri: str) -> Iterator[dict[str, Any]]:
             yield from page.get("Contents", [])
 
 
-def size_of(aws: Aws, uri: str) -> int | None:
-    """Length of an object in bytes, or None where there is none."""
+@dataclass(frozen=True)
+class Stored:
+    """An object in S3."""
+
+    bytes: int
+    etag: str
+    """The same content, uploaded the same way, has the same."""
+
+
+def stored(aws: Aws, uri: str) -> Stored | None:
+    """What lies at a URI, or None where nothing does."""
     bucket, key = split_s3_uri(uri)
     try:
-        return aws.client("s3").head_object(Bucket=bucket, Key=key)["ContentLength"]
+        reply = aws.client("s3").head_object(Bucket=bucket, Key=key)
     except ClientError:
         return None
+    return Stored(reply["ContentLength"], reply["ETag"].strip('"'))
 
 
 def unpack(archive: Path, target: Path) -> list[str]:
@@ -200,12 +231,6 @@ def _files(source: Path, key: str) -> list[tuple[Path, str]]:
     if not found:
         raise ConfigError(f"{source} holds no files; nothing to upload")
     return found
-
-
-def _is_there(path: Path, checksum: str, item: dict[str, Any] | None) -> bool:
-    if item is None or item["Size"] != path.stat().st_size:
-        return False
-    return item["ETag"].strip('"') == checksum
 
 
 def _digest(key: str, etags: dict[str, str]) -> str:

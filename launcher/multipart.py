@@ -4,8 +4,9 @@ Neither boto3 nor the AWS CLI resumes an upload: both begin again. S3 keeps the 
 says their numbers and MD5; those that are the file's own need not travel twice.
 """
 
-import hashlib
 import logging
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,53 +15,12 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from launcher.aws import refusals
+from launcher.checksum import ALGORITHM, digest, md5_etag, part_bytes
 from launcher.errors import AwsRefused
 
 logger = logging.getLogger(__name__)
 
-PART_BYTES = 8 * 1024 * 1024  # smaller files go in one request; the ETag depends on it
-MOST_PARTS = 10_000  # S3's limit
-CHECKSUM = "CRC32"  # botocore sends one with each part anyway; S3 must be told at the beginning
 NOT_ALLOWED = frozenset({"AccessDenied", "NotImplemented", "MethodNotAllowed"})
-
-
-def part_bytes(size: int) -> int:
-    """Length of the parts of a file of that size: doubled until their number is one that S3 takes."""
-    length = PART_BYTES
-    while length * MOST_PARTS < size:
-        length *= 2
-    return length
-
-
-@dataclass(frozen=True)
-class Digest:
-    """MD5 of a file, as S3 reckons its ETag."""
-
-    parts: tuple[bytes, ...]
-    """Of each part; one of the whole where the file is sent in one request."""
-    is_multipart: bool
-
-    @property
-    def etag(self) -> str:
-        """What S3 says of the file when it was uploaded from here (unencrypted or SSE-S3)."""
-        if not self.is_multipart:
-            return self.parts[0].hex()
-        return f"{_md5(b''.join(self.parts)).hexdigest()}-{len(self.parts)}"
-
-
-def digest(path: Path) -> Digest:
-    """Read a file once for its digest."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size < PART_BYTES:
-            return Digest((hashlib.file_digest(file, _md5).digest(),), is_multipart=False)
-        length = part_bytes(size)
-        parts = tuple(_md5(chunk).digest() for chunk in iter(lambda: file.read(length), b""))
-        return Digest(parts, is_multipart=True)
-
-
-def _md5(data: bytes = b"") -> Any:
-    return hashlib.md5(data, usedforsecurity=False)
 
 
 @dataclass
@@ -71,37 +31,48 @@ class MultipartUpload:
     bucket: str
     key: str
     path: Path
-    digest: Digest
+    before: os.stat_result
+    """The file's, when its upload began."""
     upload_id: str
     done: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Part number -> what CompleteMultipartUpload wants to know of it."""
 
     @classmethod
-    def begin(cls, client: Any, bucket: str, key: str, path: Path, file_digest: Digest) -> "MultipartUpload":
+    def begin(cls, client: Any, bucket: str, key: str, path: Path) -> "MultipartUpload":
         """Go on with an unfinished upload to this key where there is one, else begin."""
+        before = path.stat()
         unfinished = _unfinished(client, bucket, key)
         if unfinished is None:
-            reply = client.create_multipart_upload(Bucket=bucket, Key=key, ChecksumAlgorithm=CHECKSUM)
-            return cls(client, bucket, key, path, file_digest, reply["UploadId"])
-        upload = cls(client, bucket, key, path, file_digest, unfinished)
+            reply = client.create_multipart_upload(Bucket=bucket, Key=key, ChecksumAlgorithm=ALGORITHM)
+            return cls(client, bucket, key, path, before, reply["UploadId"])
+        upload = cls(client, bucket, key, path, before, unfinished)
         upload.done.update(upload._there_already())
         if upload.done:
-            logger.info("   %s: %d of %d parts are there already", path.name, len(upload.done), len(file_digest.parts))
+            logger.info("   %s: %d of %d parts are there already", path.name, len(upload.done), upload.count)
         return upload
+
+    @property
+    def part_bytes(self) -> int:
+        return part_bytes(self.before.st_size)
+
+    @property
+    def count(self) -> int:
+        """Number of the parts."""
+        return math.ceil(self.before.st_size / self.part_bytes)
 
     def missing(self) -> list[int]:
         """Numbers of the parts that have to travel; the first is 1."""
-        return [number for number in range(1, 1 + len(self.digest.parts)) if number not in self.done]
+        return [number for number in range(1, 1 + self.count) if number not in self.done]
 
     @property
     def resumed_bytes(self) -> int:
-        return self.path.stat().st_size - sum(self._length(number) for number in self.missing())
+        return self.before.st_size - sum(self._length(number) for number in self.missing())
 
     def send(self, number: int) -> int:
         """Send one part; how many bytes it had."""
         length = self._length(number)
         with self.path.open("rb") as file:
-            file.seek((number - 1) * part_bytes(self.path.stat().st_size))
+            file.seek((number - 1) * self.part_bytes)
             body = file.read(length)
         reply = self.client.upload_part(
             Bucket=self.bucket,
@@ -109,17 +80,25 @@ class MultipartUpload:
             UploadId=self.upload_id,
             PartNumber=number,
             Body=body,
-            ChecksumAlgorithm=CHECKSUM,
+            ChecksumAlgorithm=ALGORITHM,
         )
         self.done[number] = _part(number, reply)
         return len(body)
 
-    def finish(self) -> None:
+    def finish(self) -> str:
         """Make the parts one object.
 
+        Returns:
+            Its ETag; empty where a KMS key makes it one that says nothing.
+
         Raises:
-            AwsRefused: S3 holds something else than the file; it was changed meanwhile.
+            AwsRefused: the file was changed meanwhile; the object stays what it was.
         """
+        after = self.path.stat()
+        if (after.st_size, after.st_mtime_ns) != (self.before.st_size, self.before.st_mtime_ns):
+            raise AwsRefused(
+                f"{self.path} was changed while it travelled to s3://{self.bucket}/{self.key}; upload it again"
+            )
         parts = [self.done[number] for number in sorted(self.done)]
         try:
             reply = self.client.complete_multipart_upload(
@@ -129,26 +108,19 @@ class MultipartUpload:
             if error.response["Error"]["Code"] != "NoSuchUpload":
                 raise
             reply = self.client.head_object(Bucket=self.bucket, Key=self.key)  # another launcher was as fast
-        arrived = reply["ETag"].strip('"')
-        if arrived != self.digest.etag and not reply.get("ServerSideEncryption", "").startswith("aws:kms"):
-            raise AwsRefused(
-                f"s3://{self.bucket}/{self.key} is not what {self.path} was when its upload began (ETag {arrived}, "
-                f"expected {self.digest.etag}): it was changed meanwhile; upload it again"
-            )
+        return md5_etag(reply)
 
     def _length(self, number: int) -> int:
-        size = self.path.stat().st_size
-        length = part_bytes(size)
-        return min(length, size - (number - 1) * length)
+        return min(self.part_bytes, self.before.st_size - (number - 1) * self.part_bytes)
 
     def _there_already(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        expected = dict(enumerate(digest(self.path).parts, start=1))
         pages = self.client.get_paginator("list_parts").paginate(
             Bucket=self.bucket, Key=self.key, UploadId=self.upload_id
         )
         for part in (part for page in pages for part in page.get("Parts", [])):
             number = part["PartNumber"]
-            expected = self.digest.parts[number - 1] if number <= len(self.digest.parts) else b""
-            if part["ETag"].strip('"') == expected.hex():  # never so in a bucket with KMS keys: there, all is sent
+            if part["ETag"].strip('"') == expected.get(number, b"").hex():  # never under a KMS key: there, all is sent
                 yield number, _part(number, part)
 
 
@@ -167,5 +139,5 @@ def _unfinished(client: Any, bucket: str, key: str) -> str | None:
 
 
 def _part(number: int, reply: dict[str, Any]) -> dict[str, Any]:
-    checksum = {f"Checksum{CHECKSUM}": reply[f"Checksum{CHECKSUM}"]} if f"Checksum{CHECKSUM}" in reply else {}
+    checksum = {f"Checksum{ALGORITHM}": reply[f"Checksum{ALGORITHM}"]} if f"Checksum{ALGORITHM}" in reply else {}
     return {"PartNumber": number, "ETag": reply["ETag"], **checksum}

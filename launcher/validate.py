@@ -75,10 +75,11 @@ def refuse_malformed(call: ApiCall) -> None:
     Raises:
         ConfigError: what is wrong and which setting it comes from, one finding per line.
     """
-    unknown = enum_problems(call)
+    found = problems(call)
+    unknown = [problem for problem in found if is_unknown_value(problem)]
     for problem in unknown:
         logger.warning("%s; sent all the same", with_setting(problem))
-    wrong = [problem for problem in problems(call) if problem not in unknown]
+    wrong = [problem for problem in found if problem not in unknown]
     if call.operation == "CreateTrainingJob":
         wrong += sdk_script_mode_problems(call.request)
     if wrong:
@@ -101,7 +102,12 @@ def problems(call: ApiCall) -> list[str]:
 
 def enum_problems(call: ApiCall) -> list[str]:
     """Only values that are not in a list of known ones: such lists age, so at run time these are warnings."""
-    return [problem for problem in problems(call) if "is none of" in problem]
+    return [problem for problem in problems(call) if is_unknown_value(problem)]
+
+
+def is_unknown_value(problem: str) -> bool:
+    """Whether a problem is a value that is only in no list of known ones."""
+    return "is none of" in problem
 
 
 @functools.cache

@@ -5,8 +5,11 @@ import tarfile
 
 import pytest
 
-from launcher import data
+from launcher import data, multipart
+from launcher.aws import Aws
 from launcher.errors import AwsRefused, ConfigError, JobFailed
+
+LARGE = b"x" * (data.PART_BYTES + 5)
 
 
 @pytest.fixture
@@ -67,11 +70,48 @@ def test_a_large_file_is_recognised_by_its_parts(bucket, tmp_path):
     assert data.upload(bucket, large, "s3://bucket/large").skipped == 1
     data.download(bucket, "s3://bucket/large", tmp_path / "out")
     assert (tmp_path / "out" / "large").read_bytes() == large.read_bytes()
-    assert data.size_of(bucket, "s3://bucket/large") == large.stat().st_size
+    assert data.stored(bucket, "s3://bucket/large").bytes == large.stat().st_size
+
+
+@pytest.fixture
+def under_a_key(bucket):
+    """S3 as it answers of objects under a KMS key: their ETags are no MD5."""
+
+    def foreign(parsed, **_):
+        for item in [parsed, *parsed.get("Contents", [])]:
+            if "ETag" in item:
+                item["ETag"] = '"0123456789abcdef0123456789abcdef"'
+                item["ServerSideEncryption"] = "aws:kms"
+        if parsed.get("ContentLength") == len(LARGE):
+            parsed["ChecksumCRC32"] += "-2"
+
+    for operation in ("ListObjectsV2", "HeadObject", "PutObject", "CompleteMultipartUpload"):
+        bucket.session.events.register(f"after-call.s3.{operation}", foreign)
+    return Aws(bucket.region, bucket.session)
+
+
+def test_under_a_kms_key_files_are_recognised_by_their_checksum(bucket, under_a_key, tmp_path):
+    source = tree(tmp_path / "in", {"same": b"same", "changed": b"old", "empty": b"", "large": LARGE})
+    first = data.upload(under_a_key, source, "s3://bucket/p/")
+    assert (first.files, data.upload(under_a_key, source, "s3://bucket/p/").skipped) == (4, 4)
+    tree(source, {"changed": b"new", "large": b"y" + LARGE[1:]})
+    again = data.upload(under_a_key, source, "s3://bucket/p/")
+    assert (again.files, again.skipped) == (2, 2)
+    assert again.digest != first.digest
+    assert data.upload(bucket, source, "s3://bucket/q/").digest == again.digest
+
+
+def test_what_is_new_is_not_hashed_before_it_is_sent(bucket, tmp_path, monkeypatch):
+    source = tree(tmp_path / "in", {"small": b"one", "large": LARGE})
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "digest", None)
+        patch.setattr(multipart, "digest", None)
+        sent = data.upload(bucket, source, "s3://bucket/p/")
+    assert sent.digest == data.upload(bucket, source, "s3://bucket/p/").digest
 
 
 def test_what_is_not_there_has_no_size(bucket):
-    assert data.size_of(bucket, "s3://bucket/nothing") is None
+    assert data.stored(bucket, "s3://bucket/nothing") is None
 
 
 def test_a_source_that_is_missing_or_empty_is_refused(bucket, tmp_path):

@@ -7,8 +7,8 @@ import boto3
 import pytest
 
 from launcher import data, multipart
+from launcher.checksum import PART_BYTES, digest, part_bytes
 from launcher.errors import AwsRefused
-from launcher.multipart import PART_BYTES, digest, part_bytes
 
 URI = "s3://bucket/large"
 
@@ -119,20 +119,20 @@ def test_another_refusal_of_that_look_is_told(bucket, large, canned):
 
 def test_a_file_that_changes_while_it_travels_is_told(bucket, large):
     client = bucket.client("s3")
-    upload = multipart.MultipartUpload.begin(client, "bucket", "large", large, digest(large))
+    upload = multipart.MultipartUpload.begin(client, "bucket", "large", large)
     large.write_bytes(b"y" * large.stat().st_size)
     for number in upload.missing():
         upload.send(number)
-    with pytest.raises(AwsRefused, match=r"is not what .*large was when its upload began"):
+    with pytest.raises(AwsRefused, match=r"large was changed while it travelled to s3://bucket/large; upload it again"):
         upload.finish()
 
 
 def test_two_launchers_may_finish_the_same_upload(bucket, large):
     client = bucket.client("s3")
-    first = multipart.MultipartUpload.begin(client, "bucket", "large", large, digest(large))
+    first = multipart.MultipartUpload.begin(client, "bucket", "large", large)
     for number in first.missing():
         first.send(number)
-    second = multipart.MultipartUpload.begin(client, "bucket", "large", large, digest(large))
+    second = multipart.MultipartUpload.begin(client, "bucket", "large", large)
     assert second.missing() == []
     first.finish()
     second.finish()

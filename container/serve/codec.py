@@ -39,9 +39,14 @@ TEXT_LIMIT_BYTES = 128 * 1024 * 1024  # batch transform sends at most 100 MB
 NPY_HEADER_LIMIT = 10_000  # numpy's own limit for headers it calls safe
 
 
+def sent_type(content_type: str | None) -> str:
+    """The type before `;`, in lower case; JSON where the request names none."""
+    return (content_type or JSON).partition(";")[0].strip().lower() or JSON
+
+
 def media_type(content_type: str | None) -> str:
-    """The type before `;`, in lower case, aliases resolved; JSON where the request names none."""
-    kind = (content_type or JSON).partition(";")[0].strip().lower() or JSON
+    """As `sent_type`, aliases resolved."""
+    kind = sent_type(content_type)
     return ALIASES.get(kind, kind)
 
 

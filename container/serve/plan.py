@@ -21,6 +21,7 @@ PROCESS_BYTES = 900 * 1024**2  # a process with torch, warm: 450 to 650 MB measu
 HEAVY_ARTIFACT_BYTES = 16 * 1024**2  # above, the network's forward pass outweighs HTTP and JSON by far
 MODEL_COPIES = 3  # resident bytes of a model per byte of its artifact: weights, a frozen copy, activations
 MAX_PROCESSES = 8
+LAST_PORT = 65535
 
 # Ours: what the platform has no name for.
 COMPUTE_THREADS = "SLIPWAY_COMPUTE_THREADS"
@@ -107,7 +108,7 @@ def plan_server(machine: Machine, environ: Mapping[str, str], artifact_bytes: in
         artifact_bytes: size of the files in the model directory.
 
     Raises:
-        PlanError: a variable holds no positive number.
+        PlanError: a variable holds no positive number, or no port.
     """
     multi_model = is_true(environ, contract.MULTI_MODEL)
     processes = _whole(environ, contract.MODEL_SERVER_WORKERS) or _processes(machine, artifact_bytes)
@@ -120,6 +121,8 @@ def plan_server(machine: Machine, environ: Mapping[str, str], artifact_bytes: in
     if batch:
         timeout = None  # it was set for the model's endpoint; a transform job has InvocationsTimeoutInSeconds
     port = _whole(environ, contract.BIND_TO_PORT) or contract.DEFAULT_PORT
+    if port > LAST_PORT:
+        raise PlanError(f"{contract.BIND_TO_PORT}={port} is no port: 1 to {LAST_PORT} are")
     return ServerPlan(
         port=port,
         processes=processes,

@@ -30,7 +30,7 @@ from container.serve.vision import import_torchvision
 
 logger = logging.getLogger(__name__)
 
-UTF8_TYPES = (codec.JSON, codec.CSV, codec.JSON_LINES)  # handed to input_fn as text, as AWS's toolkit does
+UTF8_TYPES = (codec.JSON, codec.CSV)  # handed to input_fn as text, everything else as bytes: as AWS's toolkits do
 
 
 class Model(Protocol):
@@ -113,11 +113,9 @@ class Predictor:
         return self.defaults.decode(call)
 
     def _text_or_bytes(self, call: Call) -> tuple[Any, str]:
-        content_type = call.request.headers.get("content-type") or codec.JSON
-        kind = codec.media_type(content_type)
-        if kind not in UTF8_TYPES and not kind.startswith("text/"):
-            return call.request.body, kind
-        return codec.decode_text(call.request.body), kind
+        kind = codec.sent_type(call.request.headers.get("content-type"))  # not an alias's other name: code compares it
+        body = call.request.body
+        return (codec.decode_text(body) if kind in UTF8_TYPES else body), kind
 
     def batch_key(self, data: Any) -> Hashable:
         """What may share a batch; a user's own `predict_fn` gets one request at a time."""

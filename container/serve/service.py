@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 Done = Callable[[Response], None]
 
+FULL_PAYLOAD_SECONDS = 300  # half of the time that a transform job gives a request unless it says otherwise
+DIGIT_AND_COMMA_BYTES = 2  # a value in CSV takes no less
+
 
 class Service:
     """Answers requests with the model it was given; until then it says that it is loading."""
@@ -99,17 +102,36 @@ class Service:
         return self.health.response()
 
     def execution_parameters(self) -> Response:
-        """How batch transform should call: as many at once as run at once, and whole batches of records."""
+        """How batch transform should call: as many at once as run at once, and whole batches of records.
+
+        The payload stays at the platform's default, which a file that is not split must fit into. A model so slow that
+        a payload full of its records would take too long is sent one record at a time.
+        """
         concurrent = self.plan.processes * self.plan.compute_threads
-        payload = min(contract.DEFAULT_MAX_PAYLOAD_IN_MB, max(1, 100 // concurrent))  # the product may not pass 100
+        payload = contract.DEFAULT_MAX_PAYLOAD_IN_MB
+        slow = self._seconds_for(payload * 1024**2) > FULL_PAYLOAD_SECONDS
         return json_response(
             200,
             {
-                "MaxConcurrentTransforms": min(concurrent, 100),
-                "BatchStrategy": "MULTI_RECORD",
+                "MaxConcurrentTransforms": min(concurrent, 100 // payload),  # the product may not pass 100
+                "BatchStrategy": "SINGLE_RECORD" if slow else "MULTI_RECORD",
                 "MaxPayloadInMB": payload,
             },
         )
+
+    def _seconds_for(self, payload_bytes: int) -> float:
+        """How long the model would take for text full of its records, as one that it is asked takes now.
+
+        0.0 where only the model's author knows what a record looks like.
+        """
+        warm_up = self._predictor.warm_up() if self._predictor else None
+        if self._predictor is None or warm_up is None:
+            return 0.0
+        body, content_type = warm_up
+        request = Request("POST", contract.INVOCATIONS_PATH, {"content-type": content_type}, body)
+        call, _ = self._wait(request, lambda call: self._submit(call, None))
+        values = self._predictor.defaults.interface().values
+        return payload_bytes / (DIGIT_AND_COMMA_BYTES * values) * max(0.0, call.predicted - call.decoded)
 
     # -- invocations
 
@@ -258,8 +280,7 @@ class Service:
         if self.plan.multi_model and classify(error)[0] == "out-of-memory":
             return OutOfMemory("memory ran out in the invocation").response()
         identity = f"{os.getpid()}-{next(self._errors)}-{int(time.time())}"
-        inference_id = call.request.headers.get(contract.INFERENCE_ID_HEADER.lower(), "")
-        logger.error("request failed id=%s inference_id=%s", identity, inference_id, exc_info=error)
+        logger.error("request failed id=%s", identity, exc_info=error)
         return HandlerFailed(message, id=identity).response()
 
 

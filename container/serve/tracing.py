@@ -1,4 +1,4 @@
-"""Whose request this thread is working on, so that every line it logs can be found by the caller's trace."""
+"""Whose request this thread is working on, so that every line it logs can be found by what the caller sent with it."""
 
 import re
 import threading
@@ -6,9 +6,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from container import contract
+
 TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 """W3C Trace Context, section 3.2; versions above 00 may append parts."""
 AMZN_TRACE = re.compile(r"(?=.*\bRoot=1-([0-9a-f]{8})-([0-9a-f]{24})(?:;|$))[\w=;:.,/+-]{1,512}", re.ASCII)
+
+LOGGED = {
+    "inference_id": contract.INFERENCE_ID_HEADER.lower(),
+    "custom_attributes": contract.CUSTOM_ATTRIBUTES_HEADER.lower(),
+    "target_model": contract.TARGET_MODEL_HEADER.lower(),
+    "target_variant": contract.TARGET_VARIANT_HEADER.lower(),
+    "target_container": contract.TARGET_CONTAINER_HEADER.lower(),
+}
+"""Field of a log line -> SageMaker's header."""
 
 _THREAD = threading.local()
 
@@ -64,4 +75,5 @@ def log_fields() -> dict[str, str]:
         return {}
     trace = trace_of(headers)
     fields = {"trace_id": trace.trace_id, "traceparent": trace.traceparent, "amzn_trace_id": trace.amzn_trace_id}
-    return {name: value for name, value in fields.items() if value}
+    fields |= {name: headers.get(header, "") for name, header in LOGGED.items()}
+    return {name: value for name, value in fields.items() if value and value.isprintable()}

@@ -114,6 +114,18 @@ def test_c142_it_serves_as_another_user_on_a_read_only_root_without_shared_memor
     assert set(docker("diff", container).stdout.splitlines()) == mount_point
 
 
+def test_c107_code_that_is_baked_into_the_image_is_served_without_a_model(serve_image, docker, tmp_path):
+    code = tmp_path / "code"
+    code.mkdir(mode=0o755)
+    (code / "own.py").write_text("def predict_fn(data, model): return {'predictions': data.tolist()}\n")
+    (code / "requirements.txt").write_text("numpy>=2\n")  # there already: nothing is installed
+    tmp_path.chmod(0o755)
+    baked = (f"--volume={code}:/opt/slipway/code:ro", "--env=SAGEMAKER_PROGRAM=own.py")
+    (tmp_path / "model").mkdir()
+    container = closed(docker, tmp_path / "model", serve_image, *baked)
+    assert ask_inside(docker, container) == {"predictions": [[[0] * 8] * 8]}
+
+
 def test_c143_two_gigabytes_are_one_process(serve_image, docker, artifact):
     container = closed(docker, artifact, serve_image, "--memory=2g")
     assert len(ask_inside(docker, container)["predictions"]) == 1

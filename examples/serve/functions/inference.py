@@ -10,7 +10,7 @@ def model_fn(model_dir):
 
 def input_fn(data, content_type):
     if content_type == "text/plain":
-        return data.split()
+        return data.decode().split()  # JSON and CSV come as text, everything else as bytes
     return json.loads(data)["basket"]
 
 

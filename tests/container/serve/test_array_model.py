@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from container.serve.array_model import ArrayModel
+from container.serve.batch_size import rows_at_once
 from container.serve.exchange import BadRequest
 
 JSON = {"Content-Type": "application/json"}
@@ -147,3 +148,21 @@ def test_what_the_users_own_code_raises_stays_a_500(open_door, user_model, code)
     answer = open_door(user_model(code)).request("POST", "/invocations", b"[[1.0, 2.0]]", JSON)
     assert answer.status == 500
     assert "log has the reason" in json.loads(answer.body)["error"]
+
+
+def test_very_many_rows_are_computed_in_parts_once_rows_were_seen_not_to_mix():
+    shown = []
+
+    def forward(data, weight):
+        shown.append(len(data))
+        return data * weight
+
+    model = ArrayModel(Calls(forward), "cpu", "application/json")
+    most = rows_at_once(4 * 4)
+    rows = np.random.default_rng(0).random((most + 3, 4)).astype(np.float32)
+    model.predict([rows])
+    assert shown == [most + 3]
+    model.predict([rows[:2], rows[2:5]])
+    shown.clear()
+    np.testing.assert_array_equal(model.predict([rows])[0], rows)
+    assert shown == [most, 3]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torchvision.io import encode_jpeg, encode_png
 
 from container.model import load_model, normalize
+from container.serve.array_model import ArrayModel
 from container.serve.plan import Machine
 
 JSON = {"Content-Type": "application/json"}
@@ -273,8 +275,25 @@ def test_c131_execution_parameters_are_whole_numbers_whose_product_stays_under_1
     answer = door.request("GET", "/execution-parameters")
     body = json.loads(answer.body)
     assert answer.status == 200
-    assert body["BatchStrategy"] in ("MULTI_RECORD", "SINGLE_RECORD")
-    assert 1 <= body["MaxConcurrentTransforms"] * body["MaxPayloadInMB"] <= 100
+    assert body == {
+        "MaxConcurrentTransforms": min(cores, 16),
+        "BatchStrategy": "MULTI_RECORD",
+        "MaxPayloadInMB": 6,  # SageMaker's own default: less would refuse a photograph of 2 MB
+    }
+    assert body["MaxConcurrentTransforms"] * body["MaxPayloadInMB"] <= 100
+
+
+@pytest.mark.parametrize(
+    ("columns", "seconds", "strategy"), [(30_000, 0.0, "MULTI_RECORD"), (3, 0.05, "SINGLE_RECORD")]
+)
+def test_c131_a_model_that_a_full_payload_would_keep_too_long_is_sent_single_records(
+    open_door, tmp_path, monkeypatch, columns, seconds, strategy
+):
+    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.ones(2, columns),)), tmp_path / "model.pt2")
+    door = open_door(tmp_path)
+    predict = ArrayModel.predict
+    monkeypatch.setattr(ArrayModel, "predict", lambda self, batch: (time.sleep(seconds), predict(self, batch))[1])
+    assert json.loads(door.request("GET", "/execution-parameters").body)["BatchStrategy"] == strategy
 
 
 def test_c130_the_answer_in_each_format_is_what_a_next_stage_reads(open_door, artifact, user_model, pixels):

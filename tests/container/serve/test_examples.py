@@ -13,7 +13,8 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "serve"
 FOLDERS = sorted(path.parent.name for path in EXAMPLES.glob("*/make.py"))
-WITH_TORCH = {"classifier", "torchscript", "torch-export", "weights-and-signature"}  # seconds to start, each
+# Seconds to start, each.
+WITH_TORCH = {"classifier", "pytorch-toolkit", "torchscript", "torch-export", "weights-and-signature"}
 CURL = argparse.ArgumentParser()
 CURL.add_argument("url")
 CURL.add_argument("-N", action="store_true")

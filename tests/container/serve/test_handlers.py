@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from container import contract
 from container.serve.handlers import Context, HandlerError, find_program, load_functions
 
 
@@ -77,6 +78,18 @@ def test_c107_the_program_is_found_in_the_model_directory_or_where_it_was_submit
     (submitted / "serve_me.py").touch()
     environ = {"SAGEMAKER_PROGRAM": "serve_me.py", "SAGEMAKER_SUBMIT_DIRECTORY": f"file://{submitted}"}
     assert find_program(tmp_path, environ) == submitted / "serve_me.py"
+
+
+def test_c107_the_models_own_code_goes_before_what_is_baked_into_the_image(tmp_path, monkeypatch):
+    image, model = tmp_path / "image", tmp_path / "model"
+    monkeypatch.setattr(contract, "IMAGE_CODE_DIR", image)
+    for directory in (image, model / "code"):
+        directory.mkdir(parents=True)
+        (directory / "inference.py").touch()
+    (image / "baked.py").touch()
+    assert find_program(model, {}) == model / "code" / "inference.py"
+    assert find_program(tmp_path / "empty", {}) == image / "inference.py"
+    assert find_program(model, {"SAGEMAKER_PROGRAM": "baked.py"}) == image / "baked.py"
 
 
 def test_c106_empty_program_and_submit_directory_are_unset(tmp_path):

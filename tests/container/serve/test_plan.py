@@ -70,6 +70,12 @@ def test_a_setting_that_is_no_positive_number_is_named(value):
         plan_server(machine(), {"SAGEMAKER_MODEL_SERVER_WORKERS": value}, LIGHT)
 
 
+def test_c83_a_port_that_is_none_is_named():
+    assert plan_server(machine(), {"SAGEMAKER_BIND_TO_PORT": "65535"}, LIGHT).port == 65535
+    with pytest.raises(PlanError, match="SAGEMAKER_BIND_TO_PORT=65536 is no port"):
+        plan_server(machine(), {"SAGEMAKER_BIND_TO_PORT": "65536"}, LIGHT)
+
+
 def test_c106_empty_variables_are_unset_ones():
     environ = {"SAGEMAKER_BIND_TO_PORT": "", "SAGEMAKER_MODEL_SERVER_WORKERS": "", "SAGEMAKER_BATCH": ""}
     assert plan_server(machine(), environ, LIGHT) == plan_server(machine(), {}, LIGHT)

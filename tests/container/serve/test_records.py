@@ -313,6 +313,25 @@ def test_c135_a_bad_record_gets_a_placeholder_where_that_is_configured(open_door
     assert predicted(as_records.body)[1]["error"] == [answers[1]["error"]]
 
 
+def test_c139_a_file_of_tfrecords_is_split_sent_and_assembled_to_a_file_of_recordio(
+    start_server, user_model, tfrecords
+):
+    server = start_server(user_model("def model_fn(model_dir): return lambda rows: rows.sum(1)")).wait_ready()
+    rows = np.arange(200 * 7, dtype=np.float32).reshape(200, 7)
+    content = tfrecords(*[{"x": (row, "float"), "label": (1, "int")} for row in rows])
+    for strategy in ("SingleRecord", "MultiRecord"):
+        groups = platform.groups(platform.split(content, "TFRecord"), "TFRecord", strategy, 4096)
+        answers = [
+            server.request("POST", "/invocations", platform.request_body(group, "TFRecord", strategy), headers)
+            for group in groups
+            for headers in [{"Content-Type": TFRECORD, "Accept": RECORDIO}]
+        ]
+        assert {answer.status for answer in answers} == {200}
+        assert 1 < len(answers) <= len(rows)
+        found = predicted(b"".join(answer.body for answer in answers))
+        assert [record["values"] for record in found] == [[total] for total in rows.sum(1).tolist()]
+
+
 def test_c135_a_record_of_another_width_or_kind_gets_a_placeholder(open_door, user_model):
     door = open_door(user_model("def model_fn(model_dir): return lambda rows: rows.sum(1)"), SWITCH)
     three = ("float32_tensor", [1, 2, 3], [], [])

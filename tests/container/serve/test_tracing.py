@@ -59,6 +59,27 @@ def test_a_thread_that_works_on_no_request_logs_no_trace():
     assert log_fields() == {}
 
 
+def test_what_sagemaker_sends_about_a_request_is_in_its_log_lines():
+    sent = {
+        "x-amzn-sagemaker-inference-id": "7",
+        "x-amzn-sagemaker-custom-attributes": "a=1; b=2",
+        "x-amzn-sagemaker-target-model": "cats.tar.gz",
+        "x-amzn-sagemaker-target-variant": "blue",
+        "x-amzn-sagemaker-target-container-hostname": "second",
+        "authorization": "secret",
+    }
+    with working_on(sent):
+        assert log_fields() == {
+            "inference_id": "7",
+            "custom_attributes": "a=1; b=2",
+            "target_model": "cats.tar.gz",
+            "target_variant": "blue",
+            "target_container": "second",
+        }
+    with working_on({"x-amzn-sagemaker-inference-id": "7\x1b[2J"}):  # nobody else's terminal is written to
+        assert log_fields() == {}
+
+
 def test_a_handler_reads_the_trace_from_its_context(open_door, user_model):
     door = open_door(user_model(SHOUTING))
     answer = door.request("POST", "/invocations", b"1", {**JSON, "traceparent": PARENT, "X-Amzn-Trace-Id": AMZN})
@@ -69,7 +90,7 @@ def test_a_handler_reads_the_trace_from_its_context(open_door, user_model):
 def test_every_line_about_a_request_has_its_trace_in_json_and_every_line_is_an_object(start_server, user_model):
     server = start_server(user_model(SHOUTING), SLIPWAY_LOG_FORMAT="json", SAGEMAKER_MODEL_SERVER_WORKERS="1")
     server.wait_ready()
-    headers = {**JSON, "traceparent": PARENT, "X-Amzn-Trace-Id": AMZN}
+    headers = {**JSON, "traceparent": PARENT, "X-Amzn-Trace-Id": AMZN, "X-Amzn-SageMaker-Inference-Id": "7"}
     assert server.request("POST", "/invocations", b'"fail"', headers).status == 500
     assert server.request("POST", "/invocations", b"1", JSON).status == 200
     server.stop()
@@ -81,7 +102,7 @@ def test_every_line_about_a_request_has_its_trace_in_json_and_every_line_is_an_o
     assert (traced["logger"], traced["level"]) == ("user", "WARNING")
     assert "trace_id" not in bare, "the next request on the same thread has none"
     failed = next(line for line in lines if line["message"].startswith("request failed"))
-    assert failed["traceparent"] == PARENT
+    assert (failed["traceparent"], failed["inference_id"]) == (PARENT, "7")
     assert "ValueError: on purpose" in failed["error"]
 
 

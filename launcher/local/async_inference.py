@@ -65,10 +65,7 @@ class AsyncQueue:
     def __init__(self, host: QueueHost, directory: Path, config: Mapping[str, Any]) -> None:
         self._host = host
         self._directory = directory
-        self._per_instance = config.get("ClientConfig", {}).get(
-            "MaxConcurrentInvocationsPerInstance", DEFAULT_CONCURRENCY
-        )
-        self._topics: Mapping[str, str] = config["OutputConfig"].get("NotificationConfig", {})
+        self.configure(config)
         self._changed = threading.Condition()
         self._waiting: deque[tuple[Path, AsyncRequest]] = deque()
         self._running: dict[Path, AsyncRequest] = {}
@@ -80,6 +77,12 @@ class AsyncQueue:
             self._waiting.append((path, AsyncRequest(**json.loads(path.read_text()))))
         self._thread = threading.Thread(target=self._dispatch, name=f"queue {host.endpoint}", daemon=True)
         self._thread.start()
+
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """Take over an AsyncInferenceConfig, now that it is in service."""
+        client = config.get("ClientConfig", {})
+        self._per_instance: int = client.get("MaxConcurrentInvocationsPerInstance", DEFAULT_CONCURRENCY)
+        self._topics: Mapping[str, str] = config["OutputConfig"].get("NotificationConfig", {})
 
     def submit(self, request: AsyncRequest, body: bytes | None) -> None:
         """Queue a request, on disk first; its body is read from `input_uri` where it is None."""

@@ -30,11 +30,16 @@ def read_speed(text: str | None) -> float:
     return speed
 
 
-class Heartbeat:
-    """Calls functions every moment, on a thread of its own."""
+def tick_seconds(speed: float) -> float:
+    """How often alarms and scaling are looked at."""
+    return max(SHORTEST_TICK_SECONDS, TICK_SECONDS / speed)
 
-    def __init__(self, speed: float, functions: Sequence[Callable[[], None]]) -> None:
-        self._seconds = max(SHORTEST_TICK_SECONDS, TICK_SECONDS / speed)
+
+class Heartbeat:
+    """Calls functions every so many seconds, on a thread of its own."""
+
+    def __init__(self, seconds: float, functions: Sequence[Callable[[], None]]) -> None:
+        self._seconds = seconds
         self._functions = functions
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)

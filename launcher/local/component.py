@@ -1,13 +1,14 @@
 """One inference component: copies of a model on an endpoint's instances, asked for by its own name."""
 
-import threading
 import time
-from collections.abc import Callable
+from functools import partial
 
 from container import contract
+from launcher.local.calls import Instance
+from launcher.local.changes import Changes
 from launcher.local.endpoint_metrics import COUNT, EndpointMetrics, Source
 from launcher.local.errors import JobFailed, RuntimeValidationError, ServiceUnavailable
-from launcher.local.fleet import Fleet, FleetPlan, Instance
+from launcher.local.fleet import Fleet, FleetPlan
 from launcher.local.platform import Platform
 from launcher.local.served_container import Reply, StreamedReply
 from launcher.local.serving import Invocation
@@ -30,9 +31,8 @@ class Component:
         self.component: str = document["InferenceComponentName"]
         self.endpoint: str = document["EndpointName"]
         self.name: str = document["VariantName"]
+        self._changes = Changes(f"inference component {self.component}", self._on_defect)
         self._fleet = Fleet(platform, self._plan(document["Requested"]), metrics)
-        self._ended = threading.Event()
-        self._changing = threading.Lock()  # one change after the other
 
     def _plan(self, specification: Document) -> FleetPlan:
         startup = specification.get("StartupParameters", {})
@@ -45,6 +45,7 @@ class Component:
             startup_seconds=float(
                 startup.get("ContainerStartupHealthCheckTimeoutInSeconds", contract.STARTUP_TIMEOUT_SECONDS)
             ),
+            ended=self._changes.ended,
             memory_mb=specification["ComputeResourceRequirements"].get("MaxMemoryRequiredInMb", 0),
         )
 
@@ -52,25 +53,25 @@ class Component:
 
     def change(self, specification: Document | None, copies: int) -> None:
         """Run so many copies, of another specification where one is given, in the background."""
-        arguments = (specification, copies)
-        threading.Thread(target=self._change, args=arguments, name=f"change {self.component}", daemon=True).start()
+        self._changes.submit(partial(self._change, specification, copies))
 
     def _change(self, specification: Document | None, copies: int) -> None:
-        with self._changing:
-            was_serving = self._fleet.size > 0
-            try:
-                if specification is None:
-                    self._scale(self._fleet, copies)
-                else:
-                    self._replace(specification, copies)
-            except JobFailed as error:
-                # what has served goes on serving
-                self._update("InService" if was_serving else "Failed", FailureReason=str(error))
-                return
-            self._update("InService", FailureReason=None)
+        try:
+            if specification is None:
+                self._scale(self._fleet, copies)
+            else:
+                self._replace(specification, copies)
+        except JobFailed as error:
+            self._on_defect(str(error))
+            return
+        self._update("InService", FailureReason=None)
+
+    def _on_defect(self, reason: str) -> None:
+        """Say so when a change broke off: what has served goes on serving."""
+        self._update("InService" if self._fleet.size else "Failed", FailureReason=reason)
 
     def _scale(self, fleet: Fleet, copies: int) -> None:
-        fleet.scale_to(min(copies, self._platform.max_instances), self._ended.is_set)
+        fleet.scale_to(min(copies, self._platform.max_instances))
 
     def _replace(self, specification: Document, copies: int) -> None:
         """New copies beside the old ones, which go when they have answered what they were asked."""
@@ -82,7 +83,7 @@ class Component:
 
     def _update(self, status: str, **members: object) -> None:
         document = self._platform.store.find(INFERENCE_COMPONENT, self.component)
-        if document is None or self._ended.is_set():
+        if document is None or self._changes.ended.is_set():
             return
         kept = {key: value for key, value in members.items() if value is not None or key in document}
         counts = {**document["RuntimeConfig"], "CurrentCopyCount": self._fleet.size}
@@ -90,14 +91,13 @@ class Component:
             INFERENCE_COMPONENT, self.component, InferenceComponentStatus=status, RuntimeConfig=counts, **kept
         )
 
-    def watch(self, is_cancelled: Callable[[], bool]) -> None:
-        self._fleet.watch(is_cancelled)
+    def watch(self) -> None:
+        self._fleet.watch()
 
-    def stop(self, drain: bool = False) -> None:
-        """End every copy; a change under way is cancelled."""
-        self._ended.set()
-        with self._changing:
-            self._fleet.stop(drain)
+    def stop(self) -> None:
+        """End every copy, which has its grace for what is under way; a change under way is cancelled."""
+        self._changes.end()
+        self._fleet.stop()
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -118,10 +118,10 @@ class Component:
         self._fleet.release(instance)
 
     def invoke(self, instance: Instance, invocation: Invocation) -> Reply:
-        return self._fleet.invoke(instance, invocation)
+        return self._fleet.calls.invoke(instance, invocation)
 
     def stream(self, instance: Instance, invocation: Invocation) -> StreamedReply:
-        return self._fleet.stream(instance, invocation)
+        return self._fleet.calls.stream(instance, invocation)
 
     def put_gauges(self) -> None:
         """Requests under way on each copy, as they are now."""

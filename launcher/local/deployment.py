@@ -2,20 +2,20 @@
 
 import logging
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import ceil
 from typing import Any
 
+from launcher.local.calls import Instance
 from launcher.local.data_capture import DataCapture
 from launcher.local.endpoint_metrics import EndpointMetrics, Source
 from launcher.local.errors import RuntimeValidationError, ServiceError, ServiceUnavailable
-from launcher.local.fleet import Instance
-from launcher.local.platform import Platform
+from launcher.local.platform import Platform, together
 from launcher.local.served_container import Reply
 from launcher.local.serving import Invocation
 from launcher.local.store import Document
-from launcher.local.variant import Variant, together, variant_summary
+from launcher.local.variant import Variant, variant_summary
 
 logger = logging.getLogger(__name__)
 SHADOW_THREADS = 4
@@ -24,12 +24,19 @@ SHADOW_THREADS = 4
 class Deployment:
     """The running side of one endpoint configuration."""
 
-    def __init__(self, platform: Platform, metrics: EndpointMetrics, endpoint_name: str, config: Document) -> None:
+    def __init__(
+        self,
+        platform: Platform,
+        metrics: EndpointMetrics,
+        endpoint_name: str,
+        config: Document,
+        ended: threading.Event,
+    ) -> None:
         self.config = config
 
         def variant(definition: Document) -> Variant:
             source = Source(endpoint_name, definition["VariantName"], config.get("EndpointConfigName", ""))
-            return Variant(platform, metrics, source, definition)
+            return Variant(platform, metrics, source, definition, ended)
 
         self.variants = [variant(item) for item in config.get("ProductionVariants", [])]
         self.shadows = [variant(item) for item in config.get("ShadowProductionVariants", [])]
@@ -71,25 +78,25 @@ class Deployment:
 
     # --- capacity ---------------------------------------------------------------------------------------------------
 
-    def start(self, is_cancelled: Callable[[], bool]) -> None:
+    def start(self) -> None:
         """Start every variant.
 
         Raises:
             JobFailed: one of them did not start.
         """
-        together(list(self.all()), lambda variant: variant.start(is_cancelled))
+        together(list(self.all()), Variant.start)
 
-    def resize(self, share: float, is_cancelled: Callable[[], bool]) -> None:
+    def resize(self, share: float) -> None:
         """Run a share of the instances that are asked for, as a rolling update does; errors as `start`."""
-        together(list(self.all()), lambda variant: variant.fleet.scale_to(ceil(share * variant.asked), is_cancelled))
+        together(list(self.all()), lambda variant: variant.resize(share))
 
-    def watch(self, is_cancelled: Callable[[], bool]) -> None:
+    def watch(self) -> None:
         for variant in self.all():
-            variant.watch(is_cancelled)
+            variant.fleet.watch()
 
     def stop(self, drain: bool = False) -> None:
         """End the containers; what is still under way ends first where `drain` says so, or has their grace."""
-        together(list(self.all()), lambda variant: variant.stop(drain))
+        together(list(self.all()), lambda variant: variant.fleet.stop(drain))
         self._shadow_calls.shutdown(wait=True)
         if self._capture is not None:
             self._capture.stop()

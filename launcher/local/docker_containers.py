@@ -17,7 +17,7 @@ import requests
 
 from container.contract import BASE_DIR, BIND_TO_PORT, DEFAULT_PORT, OptMl
 from launcher.local.client import HOME_LABEL, LOCAL_IMAGES_FIX
-from launcher.local.containers import LAST_LINES, ContainerSpec, ContainerStartError
+from launcher.local.containers import LAST_LINES, ContainerSpec, ContainerStartError, Door
 from launcher.local.logs import LineSplitter
 
 START_SECONDS = 120  # per call to the engine; an engine under load is slow
@@ -32,10 +32,15 @@ class DockerRuntime:
         self._client = docker.from_env(timeout=START_SECONDS)
         self._labels = {HOME_LABEL: str(home)}
         self._lock = threading.Lock()
+        self._door = Door()
         self.listen_hosts = ("127.0.0.1", *bridge_addresses(self._client.networks.get("bridge").attrs))
         self._has_gpus = "nvidia" in self._client.info().get("Runtimes", {})
 
     def start(self, spec: ContainerSpec, write_line: Callable[[str], None]) -> "DockerContainer":
+        with self._door.passing():
+            return self._start(spec, write_line)
+
+    def _start(self, spec: ContainerSpec, write_line: Callable[[str], None]) -> "DockerContainer":
         port = spec.port or DEFAULT_PORT
         options: dict[str, Any] = {
             "command": list(spec.command) or None,  # none: the image's own CMD
@@ -101,6 +106,10 @@ class DockerRuntime:
             with contextlib.suppress(docker.errors.APIError):
                 network.remove()
 
+    def close(self) -> None:
+        self._door.close()
+        self.remove_leftovers()
+
     def reclaim(self, directory: Path, image: str) -> None:
         """Hand root's files back to this user, with the image's own `chown`."""
         if os.getuid() == 0:
@@ -130,6 +139,9 @@ def _started(container: "DockerContainer") -> "DockerContainer":
     except docker.errors.APIError as error:
         container.remove()
         raise ContainerStartError(str(error.explanation or error)) from error
+    except BaseException:  # the engine does not answer: it may have started it all the same
+        container.remove()
+        raise
     return container
 
 

@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 from launcher.local.alarms import Alarms
 from launcher.local.checks import check_endpoint_config
-from launcher.local.endpoint import RETAINED, Update
 from launcher.local.endpoints import Endpoints
 from launcher.local.errors import ValidationException
 from launcher.local.platform import Platform
 from launcher.local.resources import Resources
 from launcher.local.rollout import RolloutPlan, rollout_plan
 from launcher.local.store import ENDPOINT, ENDPOINT_CONFIG, INFERENCE_COMPONENT, MODEL, Document
+from launcher.local.updater import RETAINED, Update
 
 
 class EndpointApi:

@@ -17,6 +17,7 @@ from moto.backends import get_backend
 from moto.cloudwatch.models import MetricAggregatedDatum, MetricDatum
 
 from launcher.local.buckets import ACCOUNT
+from launcher.local.metrics import Points
 
 NAMESPACE = "AWS/SageMaker"
 MOMENT_SECONDS = 10.0  # resolution of the service's high-resolution metrics
@@ -119,6 +120,27 @@ def invocation_values(source: Source, outcome: Outcome) -> list[tuple[str, float
         ("ModelLatency", outcome.model_seconds * 1e6, MICROSECONDS),
         ("OverheadLatency", max(0.0, outcome.overhead_seconds) * 1e6, MICROSECONDS),
     ]
+
+
+SHOWN = {  # a name for people, and what is shown of a moment
+    "Invocations": ("invocations", lambda datum: datum.sum),
+    "ModelLatency": ("model latency in ms", lambda datum: datum.sum / datum.sample_count / 1000),
+    "Invocation4XXErrors": ("client errors", lambda datum: datum.sum),
+    "Invocation5XXErrors": ("server errors", lambda datum: datum.sum),
+}
+
+
+def variant_points(region: str, endpoint: str) -> dict[str, Points]:
+    """The main metrics of an endpoint's variants, a point per moment; errors only where there were any."""
+    points: dict[str, Points] = {}
+    for datum in recent(get_backend("cloudwatch")[ACCOUNT][region].metric_data):
+        dimensions = {item.name: item.value for item in datum.dimensions}
+        is_of_variant = set(dimensions) == {"EndpointName", "VariantName"} and dimensions["EndpointName"] == endpoint
+        if isinstance(datum, Datum) and is_of_variant and datum.name in SHOWN:
+            words, value = SHOWN[datum.name]
+            moment = datum.timestamp.replace(tzinfo=UTC).timestamp()
+            points.setdefault(f"{dimensions['VariantName']}: {words}", []).append((moment, value(datum)))
+    return {name: found for name, found in points.items() if "errors" not in name or any(value for _, value in found)}
 
 
 def rounded(value: float) -> float:

@@ -2,11 +2,11 @@
 
 import shutil
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
-from launcher.local.endpoint import RETAINED, Endpoint, Services, Update
-from launcher.local.platform import Platform
+from launcher.local.endpoint import Endpoint
+from launcher.local.platform import Platform, together
 from launcher.local.store import ENDPOINT, INFERENCE_COMPONENT, Document
+from launcher.local.updater import RETAINED, Services, Update
 
 INTERRUPTED = "The local SageMaker ended while the endpoint was updated to {}; it serves {} again."
 
@@ -19,6 +19,7 @@ class Endpoints:
         self._services = services
         self._endpoints: dict[str, Endpoint] = {}
         self._lock = threading.Lock()
+        self._is_closed = False
 
     def start(self) -> None:
         """Start the endpoints that an earlier server had in service, and end the deletions that it had begun."""
@@ -47,7 +48,10 @@ class Endpoints:
                 self.place(component["InferenceComponentName"])
 
     def deploy(self, name: str, config_name: str, update: Update) -> None:
+        """Bring a configuration into service, in the background; at the server's end that is left to the next one."""
         with self._lock:
+            if self._is_closed:
+                return
             endpoint = self._endpoints.get(name)
             if endpoint is None:
                 endpoint = self._endpoints[name] = Endpoint(self._platform, self._services, name)
@@ -68,8 +72,9 @@ class Endpoints:
         members = {"InferenceComponentStatus": "Updating", "RuntimeConfig": counts}
         self._platform.store.update(INFERENCE_COMPONENT, name, **members)
         endpoint = self.find(document["EndpointName"])
-        if endpoint is not None:
-            endpoint.components[name].change(specification, copies)
+        component = endpoint.component(name) if endpoint is not None else None
+        if component is not None:
+            component.change(specification, copies)
 
     def remove_component(self, name: str) -> None:
         """End a component in the background, then forget it."""
@@ -78,9 +83,10 @@ class Endpoints:
     def _remove_component(self, name: str) -> None:
         document = self._platform.store.find(INFERENCE_COMPONENT, name) or {}
         endpoint = self.find(document["EndpointName"])
-        component = endpoint.components.pop(name, None) if endpoint is not None else None
-        if component is not None:
-            component.stop(drain=True)
+        component = endpoint.component(name) if endpoint is not None else None
+        if endpoint is not None and component is not None:
+            component.stop()
+            endpoint.forget_component(name)  # only now: a server that ends meanwhile waits for it
         self._platform.store.delete(INFERENCE_COMPONENT, name)
 
     # --- what there is ----------------------------------------------------------------------------------------------
@@ -130,10 +136,11 @@ class Endpoints:
         threading.Thread(target=self._delete, args=(name,), name=f"delete {name}", daemon=True).start()
 
     def _delete(self, name: str) -> None:
-        with self._lock:
-            endpoint = self._endpoints.pop(name, None)
+        endpoint = self.find(name)
         if endpoint is not None:
             endpoint.stop(fail_queued=True)
+        with self._lock:  # only now: a server that ends meanwhile waits for it
+            self._endpoints.pop(name, None)
         self._forget(name)
 
     def _forget(self, name: str) -> None:
@@ -142,6 +149,6 @@ class Endpoints:
 
     def shut_down(self) -> None:
         """End every container; the endpoints stay in the store and start again with the next server."""
-        endpoints = self.all()
-        with ThreadPoolExecutor(max(1, len(endpoints))) as executor:
-            list(executor.map(lambda endpoint: endpoint.stop(fail_queued=False), endpoints))
+        with self._lock:
+            self._is_closed = True
+        together(self.all(), lambda endpoint: endpoint.stop(fail_queued=False))

@@ -19,11 +19,11 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.datastructures import EnvironHeaders
 from werkzeug.http import HTTP_STATUS_CODES
 
+from launcher.local import page
 from launcher.local.admin import Admin
 from launcher.local.buckets import Buckets
 from launcher.local.errors import InternalFailure, ServiceError
 from launcher.local.journal import Journal
-from launcher.local.page import PAGE
 from launcher.local.runtime_api import RuntimeApi, runtime_operation
 from launcher.local.sagemaker_api import TARGET_PREFIX, SageMakerApi
 
@@ -69,7 +69,7 @@ class Gateway:
         if path.startswith(ADMIN_PREFIX):
             return self._answer_admin(environ, start_response)
         if path == "/" and "text/html" in environ.get("HTTP_ACCEPT", ""):
-            return _respond(start_response, 200, PAGE.encode(), "text/html; charset=utf-8")
+            return _respond(start_response, 200, page.html(), "text/html; charset=utf-8")
         if environ.get("HTTP_X_AMZ_TARGET", "").startswith(TARGET_PREFIX):
             return self._answer_sagemaker(environ, start_response)
         if service == "sagemaker" and not path.endswith("/BatchPutMetrics"):

@@ -1,6 +1,7 @@
 """Container logs: to the local CloudWatch Logs and to files `logs/<group>/<stream>.log`, line by line."""
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ TRANSFORM_GROUP = "/aws/sagemaker/TransformJobs"
 PROCESSING_GROUP = "/aws/sagemaker/ProcessingJobs"
 ENDPOINT_GROUP = "/aws/sagemaker/Endpoints"
 SUFFIX = ".log"
+TAIL_BYTES = 256 * 1024  # of each stream, that a page is shown again and again
 MAX_MESSAGE_BYTES = 256 * 1024  # CloudWatch Logs' limit per event
 
 
@@ -73,16 +75,21 @@ class Logs:
             self._ensure(group, name)  # a user may have deleted it meanwhile
             self._backend.put_log_events(group, name, [event])
 
-    def tail(self, group: str, prefix: str, limit: int) -> list[str]:
-        """The last lines of the streams that begin with `prefix`, in the order of time: `<time> <stream> <line>`."""
+    def tail(self, group: str, prefix: str, limit: int) -> tuple[list[str], bool]:
+        """The last lines of the streams that begin with `prefix`, in the order of time, and whether there are more.
+
+        Returns:
+            `<time> <stream> <line>` each.
+        """
         folder = self._directory / group.strip("/")
-        lines = []
+        lines, is_cut = [], False
         for path in folder.rglob("*" + SUFFIX):
             stream = path.relative_to(folder).as_posix().removesuffix(SUFFIX)
             if stream.startswith(prefix):
-                text = path.read_text(encoding="utf-8", errors="replace").split("\n")[-limit - 1 : -1]
-                lines += [f"{line[:23]} {stream.removeprefix(prefix)} {line[30:]}" for line in text]
-        return sorted(lines, key=lambda line: line[:23])[-limit:]
+                text, has_more = _last_lines(path)
+                is_cut = is_cut or has_more or len(text) > limit
+                lines += [f"{line[:23]} {stream.removeprefix(prefix)} {line[30:]}" for line in text[-limit:]]
+        return sorted(lines, key=lambda line: line[:23])[-limit:], is_cut or len(lines) > limit
 
     def lines(self, group: str, below: str) -> Iterator[tuple[float, str]]:
         """Epoch seconds and text of every line of the streams below a folder of streams, stream by stream."""
@@ -103,6 +110,15 @@ class Logs:
         with self.lock:
             self._backend.ensure_log_group(group)
             self._backend.ensure_log_stream(group, name)
+
+
+def _last_lines(path: Path) -> tuple[list[str], bool]:
+    """The whole lines at the end of a file that may be large, and whether there are others before them."""
+    with path.open("rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
+        file.seek(start)
+        lines = file.read().decode("utf-8", "replace").split("\n")[:-1]
+    return lines[1:] if start else lines, start > 0
 
 
 def _dated_lines(path: Path) -> Iterator[tuple[float, str]]:

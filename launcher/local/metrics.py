@@ -13,6 +13,7 @@ from moto.cloudwatch.models import MetricDatum
 from launcher.local.buckets import ACCOUNT
 
 NAMESPACE = "/aws/sagemaker/TrainingJobs"
+Points = list[tuple[float, float]]  # epoch seconds and value
 
 
 class MetricScanner:
@@ -53,9 +54,9 @@ class MetricScanner:
             self._cloudwatch.put_metric_data(NAMESPACE, [datum])
 
 
-def metric_points(region: str, job_name: str) -> dict[str, list[tuple[float, float]]]:
-    """Every metric of a job as points: epoch seconds and value, in the order in which they came."""
-    points: dict[str, list[tuple[float, float]]] = {}
+def metric_points(region: str, job_name: str) -> dict[str, Points]:
+    """Every metric of a job, its points in the order in which they came."""
+    points: dict[str, Points] = {}
     for datum in list(get_backend("cloudwatch")[ACCOUNT][region].metric_data):
         is_of_job = [item.value for item in datum.dimensions] == [job_name]
         if isinstance(datum, MetricDatum) and datum.namespace == NAMESPACE and is_of_job:

@@ -1,128 +1,136 @@
-"""The web page at `/`: jobs with live logs and metrics, endpoints with a form to invoke them.
+"""What the web page at `/` shows: jobs with live logs and metrics, endpoints with a form to invoke them.
 
-One file without dependencies. Whatever comes from a job is set as text, never as markup.
+`page.html` is one file without dependencies; it asks for these values again and again. Whatever comes from a job is set
+as text there, never as markup.
 """
 
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>Local SageMaker</title>
-<style>
-  body { font: 15px/1.4 system-ui, sans-serif; margin: 0; height: 100vh; display: grid;
-         grid-template-columns: 30rem 1fr }
-  nav { overflow: auto; border-right: 1px solid #ccc; padding: 1rem } main { overflow: auto; padding: 1rem 1.5rem }
-  h1 { font-size: 1.2rem; margin: 0 0 1rem } h2 { font-size: 1rem; margin: 1.2rem 0 .3rem }
-  .item { display: flex; gap: .6rem; width: 100%; padding: .35rem .5rem; border: 0; background: none; text-align: left;
-          font: inherit; cursor: pointer; border-radius: 4px }
-  .item:hover, .item[aria-current=true] { background: #e8eef7 }
-  .item b { flex: 1; font-weight: 500; overflow-wrap: anywhere } .item span { white-space: nowrap }
-  .Completed, .InService { color: #177a2b } .Failed { color: #b3261e }
-  .InProgress, .Creating, .Updating { color: #8a5a00 }
-  pre { background: #f6f7f9; padding: .8rem; overflow: auto; max-height: 60vh; font-size: 13px; white-space: pre-wrap }
-  figure { display: inline-block; margin: 0 1.5rem 1rem 0 } figcaption { font-size: 13px } svg { background: #f6f7f9 }
-  textarea { width: 100%; height: 6rem; font: 13px monospace } label { display: block; margin: .6rem 0 .2rem }
-  .detail { overflow-wrap: anywhere }
-</style>
-<nav>
-  <h1>Local SageMaker <small id="runtime"></small></h1>
-  <h2>Jobs</h2><div id="jobs"></div>
-  <h2>Endpoints</h2><div id="endpoints"></div>
-</nav>
-<main>
-  <h1 id="title">Choose a job or an endpoint</h1>
-  <p id="detail" class="detail"></p>
-  <form id="invoke" hidden>
-    <label for="type">Content type</label>
-    <input id="type" name="type" value="application/json" size="40">
-    <label for="body">Body</label>
-    <textarea id="body" name="body">[[0]]</textarea>
-    <label for="file">or a file</label>
-    <input id="file" name="file" type="file">
-    <p><button id="send">Invoke</button> <span id="took"></span></p>
-    <pre id="answer" hidden></pre>
-  </form>
-  <section id="metrics"></section>
-  <pre id="logs" hidden></pre>
-</main>
-<script>
-"use strict";
-const at = id => document.getElementById(id);
-const get = path => fetch("/_local/" + path).then(answer => answer.json());
-let chosen = null;  // {kind, name}; it stands in the address, so that a reload keeps it
+import time
+from functools import cache
+from pathlib import Path
 
-function choose() {
-  const [kind, name] = decodeURIComponent(location.hash.slice(1)).split("/");
-  chosen = name ? {kind, name} : null;
-  at("answer").hidden = true;
-  refresh();
+from launcher.local.endpoint_metrics import variant_points
+from launcher.local.errors import ResourceNotFound
+from launcher.local.jobs import BEGUN
+from launcher.local.logs import ENDPOINT_GROUP, PROCESSING_GROUP, TRAINING_GROUP, TRANSFORM_GROUP
+from launcher.local.metrics import Points, metric_points
+from launcher.local.platform import Platform
+from launcher.local.store import ENDPOINT, JOBS, PROCESSING_JOB, TRAINING_JOB, TRANSFORM_JOB, Document, Kind
+
+LOG_LINES = 500
+KINDS = {kind.arn_type: kind for kind in (*JOBS, ENDPOINT)}
+GROUPS = {
+    TRAINING_JOB: TRAINING_GROUP,
+    TRANSFORM_JOB: TRANSFORM_GROUP,
+    PROCESSING_JOB: PROCESSING_GROUP,
 }
 
-function make(tag, text, attributes = {}) {
-  const element = document.createElement(tag);
-  element.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
-}
 
-function row(item, kind) {
-  const isChosen = chosen && chosen.kind === kind && chosen.name === item.name;
-  const button = make("button", "", {class: "item", type: "button", "aria-current": isChosen});
-  button.append(make("b", item.name), make("span", kind === "endpoint" ? "" : kind.replace("-job", "")),
-                make("span", item.status, {class: item.status}));
-  button.onclick = () => { location.hash = `${kind}/${item.name}`; };
-  if (isChosen) {
-    at("title").textContent = `${item.name}: ${item.status}`;
-    at("detail").textContent = item.detail;
-  }
-  return button;
-}
+@cache
+def html() -> bytes:
+    """The page itself."""
+    return Path(__file__).with_suffix(".html").read_bytes()
 
-function chart(name, points) {
-  const figure = make("figure", ""), width = 260, height = 90;
-  const values = points.map(point => point[1]), times = points.map(point => point[0]);
-  const [low, high, first, last] = [Math.min(...values), Math.max(...values), times[0], times[times.length - 1]];
-  const x = time => 5 + (width - 10) * (last > first ? (time - first) / (last - first) : 0.5);
-  const y = value => height - 5 - (height - 10) * (high > low ? (value - low) / (high - low) : 0.5);
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
-  svg.setAttribute("width", width); svg.setAttribute("height", height);
-  line.setAttribute("points", points.map(([time, value]) => `${x(time)},${y(value)}`).join(" "));
-  line.setAttribute("fill", "none"); line.setAttribute("stroke", "#1f5fbf"); line.setAttribute("stroke-width", "2");
-  svg.append(line);
-  figure.append(make("figcaption", `${name} ${values[values.length - 1].toPrecision(4)}`), svg);
-  return figure;
-}
 
-async function refresh() {
-  const overview = await get("overview");
-  at("runtime").textContent = `(${overview.runtime})`;
-  at("jobs").replaceChildren(...overview.jobs.map(job => row(job, job.kind)));
-  at("endpoints").replaceChildren(...overview.endpoints.map(endpoint => row(endpoint, "endpoint")));
-  at("invoke").hidden = !chosen || chosen.kind !== "endpoint";
-  if (!chosen) return;
-  const name = encodeURIComponent(chosen.name), logs = at("logs");
-  const metrics = chosen.kind === "training-job" ? (await get("metrics/" + name)).metrics : {};
-  at("metrics").replaceChildren(...Object.entries(metrics).map(([metric, points]) => chart(metric, points)));
-  const wasAtEnd = logs.scrollTop + logs.clientHeight >= logs.scrollHeight - 20;
-  logs.textContent = (await get(`logs/${chosen.kind}/${name}`)).lines.join("\\n");
-  logs.hidden = !logs.textContent;
-  if (wasAtEnd) logs.scrollTop = logs.scrollHeight;
-}
+def overview(platform: Platform) -> Document:
+    """Every job and endpoint in a line, the newest first, and before them the jobs that run."""
+    found = {kind: [_line(kind, document) for document in platform.store.all(kind)] for kind in KINDS.values()}
+    jobs = [line for kind in JOBS for line in found[kind]]
+    return {
+        "jobs": sorted(jobs, key=lambda line: (line["status"] in ("InProgress", "Stopping"), line["created"]))[::-1],
+        "endpoints": found[ENDPOINT][::-1],
+    }
 
-at("invoke").onsubmit = async event => {
-  event.preventDefault();
-  const began = performance.now(), file = at("file").files[0];
-  const answer = await fetch("/_local/invoke/" + encodeURIComponent(chosen.name),
-    {method: "POST", headers: {"Content-Type": at("type").value}, body: file || at("body").value});
-  const reply = await answer.json();
-  at("took").textContent = `${(performance.now() - began).toFixed(1)} ms`;
-  at("answer").textContent = answer.ok ? reply.body : reply.message;
-  at("answer").hidden = false;
-};
 
-window.onhashchange = choose;
-choose();
-setInterval(refresh, 1500);
-</script>
-</html>
-"""
+def _line(kind: Kind, document: Document) -> Document:
+    variants = [variant["VariantName"] for variant in document.get("ProductionVariants", [])]
+    return {
+        "kind": kind.arn_type,
+        "name": document[kind.name],
+        "status": _status(kind, document),
+        "created": document["CreationTime"],
+        "note": ("variants " if len(variants) > 1 else "variant ") + ", ".join(variants) if variants else "",
+    }
+
+
+def _status(kind: Kind, document: Document) -> str:
+    status = str(document[kind.status])
+    return "Waiting" if kind in JOBS and status == "InProgress" and BEGUN not in document else status
+
+
+def details(platform: Platform, kind_name: str, name: str) -> Document:
+    """One job or endpoint: status, why it failed, and facts as pairs of name and text.
+
+    Raises:
+        ResourceNotFound: there is none.
+    """
+    kind, document = _find(platform, kind_name, name)
+    facts = _endpoint_facts(document) if kind is ENDPOINT else _job_facts(kind, document)
+    secondary = document.get("SecondaryStatus", "")
+    status = _status(kind, document)
+    return {
+        "status": f"{status}, {secondary}" if status == "InProgress" and secondary else status,
+        "reason": document.get("FailureReason", ""),
+        "asynchronous": "AsyncInferenceConfig" in document,
+        "facts": [[label, str(text)] for label, text in facts.items() if text],
+    }
+
+
+def _find(platform: Platform, kind_name: str, name: str) -> tuple[Kind, Document]:
+    kind = KINDS.get(kind_name)
+    if kind is None:
+        raise ResourceNotFound(f"{kind_name} is none of {', '.join(KINDS)}")
+    document = platform.store.find(kind, name)
+    if document is None:
+        raise ResourceNotFound(f"There is no {kind.words} {name!r} any more.")
+    return kind, document
+
+
+def _job_facts(kind: Kind, document: Document) -> dict[str, object]:
+    word = kind.resource.removesuffix("Job")
+    began, ended = document.get(f"{word}StartTime"), document.get(f"{word}EndTime")
+    hyperparameters = document.get("HyperParameters", {})
+    algorithm, application = document.get("AlgorithmSpecification", {}), document.get("AppSpecification", {})
+    output = document.get("TransformOutput") or document.get("OutputDataConfig") or {}
+    return {
+        "Ran": f"{(ended or time.time()) - began:.0f} s" if began else "",
+        "Image": algorithm.get("TrainingImage") or application.get("ImageUri"),
+        "Model": document.get("ModelName"),
+        "Hyperparameters": ", ".join(f"{key}={value}" for key, value in hyperparameters.items()),
+        "Artifact": document.get("ModelArtifacts", {}).get("S3ModelArtifacts"),
+        "Output": output.get("S3OutputPath"),
+    }
+
+
+def _endpoint_facts(document: Document) -> dict[str, object]:
+    variants = [
+        f"{item['VariantName']}: {item.get('CurrentInstanceCount', 'serverless')} of "
+        f"{item.get('DesiredInstanceCount', 'serverless')} instances, weight {item['CurrentWeight']:g}"
+        for item in document.get("ProductionVariants", [])
+    ]
+    pending = document.get("PendingDeploymentSummary", {})
+    steps = [step for item in pending.get("ProductionVariants", []) for step in item.get("VariantStatus", [])]
+    progress = [f"{step['Status']}, {step['StatusMessage']}" for step in steps]
+    return {
+        "Configuration": document["EndpointConfigName"],
+        "Variants": "; ".join(variants).replace("serverless of serverless instances", "serverless"),
+        "Update": f"to {pending['EndpointConfigName']}: {'; '.join(progress)}" if pending else "",
+        "Answers": document.get("AsyncInferenceConfig", {}).get("OutputConfig", {}).get("S3OutputPath"),
+        "Data capture": document.get("DataCaptureConfig", {}).get("DestinationS3Uri"),
+    }
+
+
+def points(platform: Platform, kind_name: str, name: str) -> dict[str, Points]:
+    """Metrics of a training job by name, of an endpoint by variant; errors as `details`."""
+    kind, _ = _find(platform, kind_name, name)
+    if kind is ENDPOINT:
+        return variant_points(platform.region, name)
+    return metric_points(platform.region, name) if kind is TRAINING_JOB else {}
+
+
+def log(platform: Platform, kind_name: str, name: str) -> Document:
+    """The last lines of a job's or endpoint's logs, and where all of them lie; errors as `details`."""
+    kind, _ = _find(platform, kind_name, name)
+    group, prefix = (f"{ENDPOINT_GROUP}/{name}", "") if kind is ENDPOINT else (GROUPS[kind], f"{name}/")
+    lines, is_cut = platform.logs.tail(group, prefix, LOG_LINES)
+    folder = platform.logs.path(group, prefix + "any").parent
+    return {"lines": lines, "isCut": is_cut, "folder": str(folder)}

@@ -1,18 +1,18 @@
-"""What every job and endpoint of the local SageMaker shares, and the queue that runs jobs a few at a time."""
+"""What every job and endpoint of the local SageMaker shares."""
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from launcher.local.buckets import ACCOUNT, Buckets
 from launcher.local.containers import Container, Runtime
 from launcher.local.logs import Logs
 from launcher.local.store import Kind, Store
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 SHUTDOWN_REASON = "InternalServerError: the local SageMaker was stopped while this job was running. Start it again."
 
 
@@ -64,41 +64,16 @@ class JobControl:
         self.wake.set()
 
 
-class JobQueue:
-    """Runs jobs in the order of their creation, at most `concurrency` at a time; the others wait as `Starting`."""
+def together(items: Sequence[T], act: Callable[[T], object]) -> None:
+    """Do something with all items at once.
 
-    def __init__(self, concurrency: int) -> None:
-        self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="job")
-        self._lock = threading.Lock()
-        self._controls: dict[str, JobControl] = {}
-
-    def submit(self, arn: str, run: Callable[[JobControl], None]) -> None:
-        control = JobControl()
-        with self._lock:
-            self._controls[arn] = control
-        self._executor.submit(self._run, arn, run, control)
-
-    def control(self, arn: str) -> JobControl | None:
-        """The job's control, or None once it has ended."""
-        with self._lock:
-            return self._controls.get(arn)
-
-    def shut_down(self) -> None:
-        """End every job now and wait for that."""
-        with self._lock:
-            controls = list(self._controls.values())
-        for control in controls:
-            control.shut_down()
-        self._executor.shutdown(wait=True)
-
-    def _run(self, arn: str, run: Callable[[JobControl], None], control: JobControl) -> None:
-        try:
-            run(control)
-        except Exception:
-            logger.exception("job %s", arn)  # a defect of ours; the job's own end is written in `run`
-        finally:
-            with self._lock:
-                del self._controls[arn]
+    Raises:
+        Exception: what the first one raised, after all have ended.
+    """
+    with ThreadPoolExecutor(max(1, len(items))) as executor:
+        futures = [executor.submit(act, item) for item in items]
+    for future in futures:
+        future.result()
 
 
 def stop_all(containers: Sequence[Container], grace_seconds: float) -> list[int]:

@@ -25,8 +25,8 @@ from launcher.local.errors import (
     UnknownOperation,
     ValidationException,
 )
-from launcher.local.platform import JobQueue, Platform
-from launcher.local.processing import ProcessingJob
+from launcher.local.jobs import Jobs
+from launcher.local.platform import Platform
 from launcher.local.resources import Resources
 from launcher.local.search import search
 from launcher.local.service_model import serialize, service_model, validate_request
@@ -40,8 +40,7 @@ from launcher.local.store import (
     Document,
     Kind,
 )
-from launcher.local.training import TrainingJob, next_transitions, with_selected_instances
-from launcher.local.transform import TransformJob
+from launcher.local.training_request import next_transitions, with_selected_instances
 
 TARGET_PREFIX = "SageMaker."
 DEFAULT_PAGE = 10  # "The default value is 10"
@@ -51,10 +50,10 @@ SORT_MEMBERS = {"CreationTime": "CreationTime", "LastModifiedTime": "LastModifie
 class SageMakerApi:
     """Every operation of the control plane that the local SageMaker has."""
 
-    def __init__(self, platform: Platform, queue: JobQueue, endpoints: Endpoints, alarms: Alarms) -> None:
+    def __init__(self, platform: Platform, jobs: Jobs, endpoints: Endpoints, alarms: Alarms) -> None:
         self._platform = platform
         self._store = platform.store
-        self._queue = queue
+        self._jobs = jobs
         self._resources = Resources(platform)
         self._model = service_model("sagemaker")
         self._operations: dict[str, Callable[[Document], Document]] = {
@@ -103,22 +102,20 @@ class SageMakerApi:
         request = with_selected_instances(request)
         transitions = next_transitions([], "Starting", time.time())
         extra = {"SecondaryStatus": "Starting", "SecondaryStatusTransitions": transitions}
-        answer = self._resources.create(TRAINING_JOB, request | extra, "InProgress")
-        self._queue.submit(answer["TrainingJobArn"], TrainingJob(self._platform, request).run)
-        return answer
+        return self._run(TRAINING_JOB, request | extra)
 
     def _create_transform_job(self, request: Document) -> Document:
         self._resources.existing(MODEL, request["ModelName"])
         check_transform_job(self._platform, request)
-        answer = self._resources.create(TRANSFORM_JOB, request, "InProgress")
-        self._store.update(TRANSFORM_JOB, request["TransformJobName"], TransformStartTime=time.time())
-        self._queue.submit(answer["TransformJobArn"], TransformJob(self._platform, request).run)
-        return answer
+        return self._run(TRANSFORM_JOB, request)
 
     def _create_processing_job(self, request: Document) -> Document:
         check_processing_job(self._platform, request)
-        answer = self._resources.create(PROCESSING_JOB, request, "InProgress")
-        self._queue.submit(answer["ProcessingJobArn"], ProcessingJob(self._platform, request).run)
+        return self._run(PROCESSING_JOB, request)
+
+    def _run(self, kind: Kind, request: Document) -> Document:
+        answer = self._resources.create(kind, request, "InProgress")
+        self._jobs.submit(kind, self._resources.existing(kind, request[kind.name]))
         return answer
 
     def _create_model(self, request: Document) -> Document:
@@ -129,7 +126,7 @@ class SageMakerApi:
 
     def _stop(self, kind: Kind, request: Document) -> Document:
         document = self._resources.existing(kind, request[kind.name])
-        control = self._queue.control(document[kind.arn])
+        control = self._jobs.control(document[kind.arn])
         if document[kind.status] not in ("InProgress", "Stopping") or control is None:
             raise ValidationException(
                 f"The request was rejected because the {kind.words} is in status {document[kind.status]}."

@@ -11,29 +11,31 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
+from launcher.local import artifacts
 from launcher.local.admin import Admin
 from launcher.local.alarms import Alarms
 from launcher.local.autoscaling import Autoscaler, teach_moto
 from launcher.local.buckets import Buckets
 from launcher.local.client import ALIVE, AWS_CONFIG, DEFAULT_REGION, RUNTIME_VARIABLE, LocalServer
-from launcher.local.clock import SPEED_VARIABLE, Heartbeat, read_speed
-from launcher.local.containers import ProcessRuntime, Runtime
-from launcher.local.endpoint import Services
+from launcher.local.clock import SPEED_VARIABLE, Heartbeat, read_speed, tick_seconds
+from launcher.local.containers import Runtime
 from launcher.local.endpoint_metrics import EndpointMetrics
 from launcher.local.endpoints import Endpoints
 from launcher.local.faults import Faults
 from launcher.local.gateway import Gateway
 from launcher.local.http_server import bind, create_http_server
+from launcher.local.jobs import Jobs
 from launcher.local.journal import Journal
 from launcher.local.logs import TRAINING_GROUP, Logs
 from launcher.local.metrics import MetricScanner
-from launcher.local.platform import JobQueue, Platform
+from launcher.local.platform import Platform
+from launcher.local.process_containers import ProcessRuntime
 from launcher.local.runtime_api import RuntimeApi
 from launcher.local.sagemaker_api import SageMakerApi
-from launcher.local.store import JOBS, TRAINING_JOB, Store
-from launcher.local.training import next_transitions
+from launcher.local.store import TRAINING_JOB, Store
+from launcher.local.updater import Services
 
 logger = logging.getLogger(__name__)
 CONCURRENCY_VARIABLE = "SLIPWAY_LOCAL_JOBS"  # how many jobs run at once; the others wait
@@ -41,8 +43,8 @@ DEFAULT_CONCURRENCY = 2
 INSTANCES_VARIABLE = "SLIPWAY_LOCAL_INSTANCES"  # how many instances of one variant run at most
 DEFAULT_INSTANCES = 4
 HOME_WATCH_SECONDS = 2.0
+STOP_SECONDS = 45.0  # endpoints and batch jobs have 30 s of grace
 RESTORED_JOBS = 100  # whose metrics are looked for in their logs when the server starts
-DIED_REASON = "InternalServerError: the local SageMaker died while this job was running. Start the job again."
 
 
 def main() -> int:
@@ -56,12 +58,14 @@ def main() -> int:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    server.start()
-    while not ended.wait(HOME_WATCH_SECONDS):
-        if not (home / "server.json").exists():
-            logger.warning("%s is gone: ending", home)
-            break
-    server.stop()
+    try:
+        server.start()
+        while not ended.wait(HOME_WATCH_SECONDS):
+            if not (home / "server.json").exists():
+                logger.warning("%s is gone: ending", home)
+                break
+    finally:
+        server.stop()
     alive.close()
     return 0
 
@@ -135,18 +139,18 @@ class LocalSageMaker:
             aws_environment=container_environment(self.local),
             max_instances=limits.instances,
         )
-        self._queue = JobQueue(limits.jobs)
+        self._jobs = Jobs(self.platform, limits.jobs)
         services = Services(EndpointMetrics(region, limits.speed), Alarms(region, limits.speed), limits.speed)
         self._endpoints = Endpoints(self.platform, services)
         teach_moto()
         autoscaler = Autoscaler(region, limits.speed, services.alarms, self._endpoints)
         beats = [self._endpoints.put_gauges, services.alarms.evaluate, autoscaler.act]
-        self._heartbeat = Heartbeat(limits.speed, beats)
+        self._heartbeat = Heartbeat(tick_seconds(limits.speed), beats)
         self._gateway = Gateway(
-            SageMakerApi(self.platform, self._queue, self._endpoints, services.alarms),
+            SageMakerApi(self.platform, self._jobs, self._endpoints, services.alarms),
             RuntimeApi(self._endpoints, self.platform.buckets),
             self.platform.buckets,
-            Admin(self.local, self.platform, self._queue, self._endpoints, Faults()),
+            Admin(self.local, self.platform, self._jobs, Faults()),
             Journal(home / "moto.jsonl"),
         )
         self._server = create_http_server(self._gateway, listeners)
@@ -154,11 +158,12 @@ class LocalSageMaker:
     def start(self) -> None:
         """Bring back what an earlier server left, then listen."""
         self.platform.runtime.remove_leftovers()
+        artifacts.remove_tree(self.platform.jobs_directory)
         self.platform.buckets.restore()
         self.platform.logs.restore()
         self._gateway.restore()
         restore_metrics(self.platform)
-        self._fail_orphans()
+        self._jobs.restore()
         self._endpoints.start()
         threading.Thread(target=self._server.run, name="http", daemon=True).start()
         self._heartbeat.start()
@@ -175,31 +180,16 @@ class LocalSageMaker:
         logger.info("listening at %s, runtime %s", self.local.url, self.local.runtime)
 
     def stop(self) -> None:
-        """End every job and every container."""
+        """End every job and every container: with their grace, and at the latest before `down` loses its patience."""
+        ends = [threading.Thread(target=end) for end in (self._jobs.shut_down, self._endpoints.shut_down)]
+        for thread in ends:
+            thread.start()
+        deadline = time.monotonic() + STOP_SECONDS
+        for thread in ends:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self.platform.runtime.close()
         self._heartbeat.stop()
-        jobs = threading.Thread(target=self._queue.shut_down)
-        jobs.start()
-        self._endpoints.shut_down()
-        jobs.join()
         self._server.close()
-
-    def _fail_orphans(self) -> None:
-        """Give a true end to the jobs that ran when the last server died."""
-        now = time.time()
-        for kind in JOBS:
-            for document in self.platform.store.all(kind):
-                if document[kind.status] in ("InProgress", "Stopping"):
-                    members: dict[str, Any] = {kind.status: "Failed", "FailureReason": DIED_REASON}
-                    if kind is TRAINING_JOB:
-                        transitions = next_transitions(document["SecondaryStatusTransitions"], "Failed", now)
-                        members |= {
-                            "SecondaryStatus": "Failed",
-                            "SecondaryStatusTransitions": transitions,
-                            "TrainingEndTime": now,
-                        }
-                    else:
-                        members[kind.resource.removesuffix("Job") + "EndTime"] = now
-                    self.platform.store.update(kind, document[kind.name], **members)
 
 
 def restore_metrics(platform: Platform) -> None:

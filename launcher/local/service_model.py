@@ -16,6 +16,7 @@ import botocore.model
 from launcher.local.errors import SerializationException, ValidationException
 
 Shape: TypeAlias = Any  # botocore.model.Shape, whose members hang on its type
+SHOWN_CHARACTERS = 500  # of a value in a message: a map of hyperparameters may be long
 JSON_TYPES: dict[str, tuple[type, ...]] = {
     "structure": (dict,),
     "map": (dict,),
@@ -122,12 +123,11 @@ def _matches(pattern: str, value: str) -> bool:
 
 
 def _problem(value: Any, path: str, constraint: str) -> str:
-    shown = "null" if value is None else str(value)
-    return (
-        f"Value '{shown}' at '{path}' failed to satisfy constraint: {constraint}"
-        if value is not None
-        else (f"Value null at '{path}' failed to satisfy constraint: {constraint}")
-    )
+    shown = str(value)
+    if len(shown) > SHOWN_CHARACTERS:
+        shown = f"{shown[:SHOWN_CHARACTERS]}… ({len(shown)} characters)"
+    quoted = "null" if value is None else f"'{shown}'"
+    return f"Value {quoted} at '{path}' failed to satisfy constraint: {constraint}"
 
 
 def _join(path: str, name: str) -> str:

@@ -5,9 +5,8 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -20,65 +19,22 @@ from launcher.local.data_capture import write_batch_capture
 from launcher.local.errors import JobFailed
 from launcher.local.inputs import InputObject, shard, source_objects
 from launcher.local.logs import TRANSFORM_GROUP
-from launcher.local.platform import SHUTDOWN_REASON, JobControl, Platform
+from launcher.local.platform import SHUTDOWN_REASON, JobControl, Platform, together
 from launcher.local.record_filters import DataProcessing, FilterError
 from launcher.local.records import RecordError, assemble, groups, request_body, split
 from launcher.local.served_container import InvocationBroken, InvocationTimeout, Reply
 from launcher.local.serving import Invocation, ModelServer, ServingPlan
 from launcher.local.store import MODEL, TRANSFORM_JOB, Document
+from launcher.local.transform_settings import TransformSettings, batch_environment, transform_settings
 
 RETRY_SECONDS = 0.5  # times the attempt
 DEFAULT_RETRIES = 3  # ModelClientConfig.InvocationsMaxRetries: "The default value is 3"
 DEFAULT_TIMEOUT_SECONDS = 600  # ModelClientConfig.InvocationsTimeoutInSeconds
 WINDOW = 4  # requests prepared per request that may be in flight
-STRATEGIES = {"MULTI_RECORD": "MultiRecord", "SINGLE_RECORD": "SingleRecord"}
-
-
-@dataclass(frozen=True)
-class TransformSettings:
-    """How objects become requests; from the request, else the container's answer, else the service's defaults."""
-
-    max_concurrent: int
-    strategy: str
-    max_payload_bytes: int
 
 
 class ObjectFailed(Exception):
     """One input object could not be transformed; the others go on."""
-
-
-def batch_environment(request: Mapping[str, Any]) -> dict[str, str]:
-    """Variables of a batch container: those of the settings only where the request has them."""
-    environment = {contract.BATCH: "true"}
-    if "MaxPayloadInMB" in request:
-        environment[contract.MAX_PAYLOAD_IN_MB] = str(request["MaxPayloadInMB"])
-    if "BatchStrategy" in request:
-        spelled = {value: key for key, value in STRATEGIES.items()}
-        environment[contract.BATCH_STRATEGY] = spelled[request["BatchStrategy"]]
-    if request.get("MaxConcurrentTransforms"):
-        environment[contract.MAX_CONCURRENT_TRANSFORMS] = str(request["MaxConcurrentTransforms"])
-    return environment | request.get("Environment", {})
-
-
-def transform_settings(request: Mapping[str, Any], execution_parameters: Mapping[str, Any]) -> TransformSettings:
-    """Request before the container's answer before the defaults.
-
-    Raises:
-        JobFailed: the container's answer has an unknown strategy, or no whole numbers.
-    """
-    try:
-        strategy = STRATEGIES[execution_parameters.get("BatchStrategy", "MULTI_RECORD")]
-        concurrent = int(
-            request.get("MaxConcurrentTransforms") or execution_parameters.get("MaxConcurrentTransforms", 1)
-        )
-        default_mb = execution_parameters.get("MaxPayloadInMB", contract.DEFAULT_MAX_PAYLOAD_IN_MB)
-        payload_mb = int(request.get("MaxPayloadInMB", default_mb))
-    except (KeyError, TypeError, ValueError) as error:
-        raise JobFailed(
-            f"ClientError: {contract.EXECUTION_PARAMETERS_PATH} answered {dict(execution_parameters)!r}; "
-            "MaxConcurrentTransforms and MaxPayloadInMB are whole numbers, BatchStrategy MULTI_RECORD or SINGLE_RECORD"
-        ) from error
-    return TransformSettings(max(1, concurrent), request.get("BatchStrategy", strategy), payload_mb * 2**20)
 
 
 class TransformJob:
@@ -100,6 +56,7 @@ class TransformJob:
 
     def run(self, control: JobControl) -> None:
         self._control = control
+        self._platform.store.update(TRANSFORM_JOB, self._name, TransformStartTime=time.time())
         try:
             status, reason = self._transform()
         except (JobFailed, BucketError, ContainerStartError) as error:
@@ -108,8 +65,7 @@ class TransformJob:
             self._end("Failed", f"InternalServerError: {type(error).__name__}: {error}")
             raise
         finally:
-            for server in self._servers:
-                server.stop()
+            together(self._servers, ModelServer.stop)
             self._log.close()
         self._end(status, reason)
 

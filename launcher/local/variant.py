@@ -2,13 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from math import ceil
 
 from container import contract
+from launcher.local.calls import Instance
 from launcher.local.endpoint_metrics import EndpointMetrics, Source
 from launcher.local.errors import JobFailed, RuntimeValidationError, Throttled
-from launcher.local.fleet import Fleet, FleetPlan, Instance
+from launcher.local.fleet import Fleet, FleetPlan
 from launcher.local.platform import Platform
 from launcher.local.served_container import Reply, StreamedReply
 from launcher.local.serving import Invocation
@@ -22,7 +22,14 @@ SERVERLESS_PAYLOAD_BYTES = 4 * 2**20  # request and response
 class Variant:
     """One production variant of one endpoint configuration."""
 
-    def __init__(self, platform: Platform, metrics: EndpointMetrics, source: Source, definition: Document) -> None:
+    def __init__(
+        self,
+        platform: Platform,
+        metrics: EndpointMetrics,
+        source: Source,
+        definition: Document,
+        ended: threading.Event,
+    ) -> None:
         self.name: str = definition["VariantName"]
         self.definition = definition
         self.weight = float(definition.get("InitialVariantWeight", 1.0))
@@ -39,6 +46,7 @@ class Variant:
                 model=self._model,
                 source=source,
                 startup_seconds=self.startup_seconds,
+                ended=ended,
                 memory_mb=self.serverless.get("MemorySizeInMB", 0),
             ),
             metrics,
@@ -60,25 +68,24 @@ class Variant:
             raise JobFailed(f'Could not find model "{self.definition["ModelName"]}".')
         return model
 
-    def scale_to(self, asked: int, is_cancelled: Callable[[], bool]) -> None:
+    def scale_to(self, asked: int) -> None:
         """Run so many instances, or as many as this machine may.
 
         Raises:
             JobFailed: see `Fleet.scale_to`.
         """
         self.asked = asked
+        self.resize(1.0)
+
+    def resize(self, share: float) -> None:
+        """Run a share of the instances that are asked for, as a rolling update does; errors as `scale_to`."""
         if not self.hosts_components:
-            self.fleet.scale_to(min(asked, self._platform.max_instances), is_cancelled)
+            count = min(self.asked, self._platform.max_instances)
+            self.fleet.scale_to(ceil(round(share * count, 3)))  # a third three times is a whole
 
-    def start(self, is_cancelled: Callable[[], bool]) -> None:
+    def start(self) -> None:
         """Start the instances that are asked for; errors as `scale_to`."""
-        self.scale_to(self.asked, is_cancelled)
-
-    def watch(self, is_cancelled: Callable[[], bool]) -> None:
-        self.fleet.watch(is_cancelled)
-
-    def stop(self, drain: bool = False) -> None:
-        self.fleet.stop(drain)
+        self.scale_to(self.asked)
 
     def acquire(self, invocation: Invocation) -> Instance:
         """The instance that takes a request; `release` gives it back.
@@ -107,27 +114,15 @@ class Variant:
         self._free_slots.release()
 
     def invoke(self, instance: Instance, invocation: Invocation) -> Reply:
-        """The model's answer; errors as `Fleet.invoke`; ModelError for one too large for serverless inference."""
-        reply = self.fleet.invoke(instance, invocation)
+        """The model's answer; errors as `Calls.invoke`; ModelError for one too large for serverless inference."""
+        reply = self.fleet.calls.invoke(instance, invocation)
         if self.serverless and len(reply.body) > SERVERLESS_PAYLOAD_BYTES:
             text = f"The answer of {len(reply.body)} bytes is over 4 MB."
-            raise self.fleet.model_error(instance.server.containers[0], reply.status, text)
+            raise self.fleet.calls.model_error(instance.server.containers[0], reply.status, text)
         return reply
 
     def stream(self, instance: Instance, invocation: Invocation) -> StreamedReply:
-        return self.fleet.stream(instance, invocation)
-
-
-def together(variants: Sequence[Variant], act: Callable[[Variant], None]) -> None:
-    """Do something with all variants at once.
-
-    Raises:
-        JobFailed: what the first one raised, after all have ended.
-    """
-    with ThreadPoolExecutor(max(1, len(variants))) as executor:
-        futures = [executor.submit(act, variant) for variant in variants]
-    for future in futures:
-        future.result()
+        return self.fleet.calls.stream(instance, invocation)
 
 
 def variant_summary(variant: Variant, status: str = "", message: str = "") -> Document:

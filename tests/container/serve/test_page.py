@@ -2,21 +2,14 @@
 
 import base64
 import io
-import itertools
 import json
-import os
 import re
-import select
-import shutil
-import subprocess
-import time
 
 import pytest
 from PIL import Image
 
 from container.serve.app import PAGE
 
-BROWSER = shutil.which("chromium")
 DROP = """
 const bytes = Uint8Array.from(atob("%s"), letter => letter.charCodeAt(0));
 const transfer = new DataTransfer();
@@ -28,73 +21,6 @@ document.getElementById("kind").value = %s;
 document.getElementById("body").value = %s;
 document.querySelector("form button").click();
 """
-
-
-class Browser:
-    """A page of a headless chromium; commands and answers are JSON between zero bytes on file descriptors 3 and 4."""
-
-    def __init__(self, directory):
-        commands, self._commands = os.pipe()
-        self._answers, answers = os.pipe()
-        script = f"exec {BROWSER} --headless --no-sandbox --disable-gpu --disable-dev-shm-usage"
-        script += f" --remote-debugging-pipe --user-data-dir={directory} about:blank 3<&{commands} 4>&{answers}"
-        self._process = subprocess.Popen(
-            ["bash", "-c", script], pass_fds=(commands, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        os.close(commands)
-        os.close(answers)
-        self._numbers = itertools.count(1)
-        self._buffer = b""
-        self._session = {}
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = {"sessionId": self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
-
-    def _call(self, method, **parameters):
-        number = next(self._numbers)
-        message = {"id": number, "method": method, "params": parameters, **self._session}
-        os.write(self._commands, json.dumps(message).encode() + b"\0")
-        deadline = time.monotonic() + 60
-        while True:
-            while b"\0" not in self._buffer:
-                assert select.select([self._answers], [], [], max(0, deadline - time.monotonic()))[0], method
-                piece = os.read(self._answers, 65536)
-                assert piece, "the browser has ended"
-                self._buffer += piece
-            message, _, self._buffer = self._buffer.partition(b"\0")
-            answer = json.loads(message)
-            if answer.get("id") == number:
-                assert "error" not in answer, answer
-                return answer["result"]
-
-    def open(self, url):
-        self._call("Page.navigate", url=url)
-
-    def run(self, script):
-        result = self._call("Runtime.evaluate", expression=script, returnByValue=True)
-        assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
-
-    def wait(self, script):
-        deadline = time.monotonic() + 60
-        while not (value := self.run(script)):
-            assert time.monotonic() < deadline, (script, self.run("document.body.innerText"))
-            time.sleep(0.05)
-        return value
-
-    def close(self):
-        self._call("Browser.close")
-        os.close(self._commands)
-        self._process.wait(60)
-        os.close(self._answers)
-
-
-@pytest.fixture
-def browser(tmp_path):
-    if not BROWSER and not os.environ.get("CI"):
-        pytest.skip("no chromium: apt-get install chromium")
-    page = Browser(tmp_path / "browser")
-    yield page
-    page.close()
 
 
 def picture():

@@ -14,6 +14,7 @@ import pytest
 
 from launcher.local import client
 from launcher.local.client import LocalServer
+from launcher.local.service_model import constraint_problems, service_model
 
 ROLE = "arn:aws:iam::123456789012:role/SageMakerRole"
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/slipway-train:1"
@@ -126,8 +127,47 @@ def server_environ(**changes):
     return {**os.environ, client.RUNTIME_VARIABLE: "process", "PYTHONPATH": str(FAKE), **changes}
 
 
+COMMON_ERRORS = {"ValidationException", "ValidationError", "ServiceUnavailable", "ThrottlingException"}
+COMMON_ERRORS |= {"UnknownOperationException", "SerializationException", "InternalFailure"}
+
+
+MODEL_ARTIFACTS = "Value null at 'modelArtifacts'"  # "required", and yet the service leaves it out until there is one
+
+
+def check_answer(response_dict, parsed_response, event_name, **_):
+    """Hold every answer of SageMaker's API that any test gets against botocore's model of it, enums and lengths too."""
+    operation = service_model("sagemaker").operation_model(event_name.rpartition(".")[2])
+    if response_dict["status_code"] < 300:
+        answer = json.loads(response_dict["body"])
+        found = constraint_problems(operation.output_shape, answer, "") if operation.output_shape else []
+        problems = [problem for problem in found if not problem.startswith(MODEL_ARTIFACTS)]
+        unknown = set(answer) - set(operation.output_shape.members if operation.output_shape else ())
+        assert not problems, f"{operation.name} answered what its model forbids: {problems}"
+        assert not unknown, f"{operation.name} answered {unknown}, which its model lacks"
+        return
+    code, modeled = parsed_response["Error"]["Code"], {shape.name for shape in operation.error_shapes}
+    injected = "from a test" in parsed_response["Error"]["Message"]
+    assert code in modeled | COMMON_ERRORS or injected, f"{operation.name} has no error {code}"
+
+
+def check_runtime_answer(response_dict, parsed_response, event_name, **_):
+    """The same for the runtime API, whose answers are headers and bytes."""
+    operation = service_model("sagemaker-runtime").operation_model(event_name.rpartition(".")[2])
+    if response_dict["status_code"] < 300:
+        lacking = set(operation.output_shape.required_members) - set(parsed_response)
+        assert not lacking, f"{operation.name} answered without {lacking}"
+        return
+    error, shapes = parsed_response["Error"], {shape.name: shape for shape in operation.error_shapes}
+    assert error["Code"] in {*shapes, *COMMON_ERRORS}, f"{operation.name} has no error {error['Code']}"
+    if error["Code"] in shapes:
+        lacking = set(shapes[error["Code"]].required_members) - {*parsed_response, *error}
+        assert not lacking, f"{error['Code']} came without {lacking}"
+
+
 def connect_to(server):
     session = boto3.Session(aws_access_key_id="local", aws_secret_access_key="local", region_name="us-east-1")
+    session.events.register("response-received.sagemaker", check_answer)
+    session.events.register("response-received.sagemaker-runtime", check_runtime_answer)
     aws = Aws(server, session)
     if not aws.s3.list_buckets()["Buckets"]:
         aws.s3.create_bucket(Bucket=BUCKET)

@@ -1,15 +1,16 @@
 """The routes below `/_local/`, errors on demand, and the web page in a real browser where there is one."""
 
 import json
-import os
-import shutil
-import subprocess
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
+
+from launcher.local import client
+from launcher.local.logs import Logs
 
 
 @pytest.fixture
@@ -56,24 +57,46 @@ def test_a_fault_that_is_none_is_refused(call):
     assert "A fault is a JSON object" in call("POST", "/_local/faults", b"{")[1]
 
 
-def test_overview_logs_and_metrics_are_what_the_page_shows(aws, call, training_request, model, endpoint):
+def test_overview_details_logs_and_metrics_are_what_the_page_shows(aws, call, training_request, model, endpoint):
     algorithm = {"TrainingImage": "x", "TrainingInputMode": "File"}
     algorithm["MetricDefinitions"] = [{"Name": "loss", "Regex": "loss=(.*?);"}]
     request = training_request({"lines": '["loss=2;", "loss=1;"]'}, AlgorithmSpecification=algorithm)
     aws.train(request)
     name = endpoint({"A": model()})
+    aws.invoke(name, b"hello")
     overview = call("GET", "/_local/overview")
+    path = f"training-job/{request['TrainingJobName']}"
     job = next(job for job in overview["jobs"] if job["name"] == request["TrainingJobName"])
-    assert (job["kind"], job["status"], job["detail"]) == ("training-job", "Completed", "Completed")
-    assert {item["name"]: item["variants"] for item in overview["endpoints"]}[name] == ["A"]
-    lines = call("GET", f"/_local/logs/training-job/{request['TrainingJobName']}")["lines"]
-    assert [line.split(" ", 2)[2] for line in lines] == ["hello from algo-1", "loss=2;", "loss=1;"]
+    assert (job["kind"], job["status"]) == ("training-job", "Completed")
+    assert {item["name"]: item["note"] for item in overview["endpoints"]}[name] == "variant A"
+    facts = dict(call("GET", f"/_local/details/{path}")["facts"])
+    assert facts["Artifact"] == f"s3://test-bucket/out/{request['TrainingJobName']}/output/model.tar.gz"
+    assert "lines=" in facts["Hyperparameters"]
+    assert ["Variants", "A: 1 of 1 instances, weight 1"] in call("GET", f"/_local/details/endpoint/{name}")["facts"]
+    log = call("GET", f"/_local/logs/{path}")
+    assert [line.split(" ", 2)[2] for line in log["lines"]] == ["hello from algo-1", "loss=2;", "loss=1;"]
+    assert (log["isCut"], Path(log["folder"]).is_dir()) == (False, True)
     assert "serving" in call("GET", f"/_local/logs/endpoint/{name}")["lines"][0]
-    points = call("GET", f"/_local/metrics/{request['TrainingJobName']}")["metrics"]["loss"]
+    points = call("GET", f"/_local/metrics/{path}")["loss"]
     assert [value for _, value in points] == [2, 1]
-    answer = call("POST", f"/_local/invoke/{name}", b"hello", **{"Content-Type": "text/plain"})
-    assert answer == {"variant": "A", "contentType": "text/plain", "body": "HELLO", "encoding": "text"}
-    assert call("POST", f"/_local/invoke/{name}", b"\xff")["encoding"] == "base64"
+    measured = call("GET", f"/_local/metrics/endpoint/{name}")
+    assert measured.keys() == {"A: invocations", "A: model latency in ms"}
+    assert [value for _, value in measured["A: invocations"]] == [1]
+
+
+def test_a_log_that_is_long_is_read_from_its_end(tmp_path):
+    logs = Logs(tmp_path, "us-east-1")
+    stream = logs.stream("/aws/sagemaker/TrainingJobs", "long/algo-1-1")
+    for number in range(2000):
+        stream.write(f"line {number} " + "x" * 500)
+    stream.close()
+    lines, is_cut = logs.tail("/aws/sagemaker/TrainingJobs", "long/", 300)
+    assert [int(line.split()[3]) for line in lines] == list(range(1700, 2000))
+    assert is_cut
+    lines, is_cut = logs.tail("/aws/sagemaker/TrainingJobs", "long/", 5000)
+    assert is_cut  # the file's beginning is not read
+    assert 0 < len(lines) < 2000
+    assert lines[-1].startswith("20")
 
 
 def test_routes_and_names_that_are_not_there_are_named(call):
@@ -82,7 +105,7 @@ def test_routes_and_names_that_are_not_there_are_named(call):
     assert "there is GET health, GET overview" in message
     assert "lacks a name" in call("GET", "/_local/logs")[1]
     assert "cat is none of training-job" in call("GET", "/_local/logs/cat/x")[1]
-    assert "No endpoint 'none'" in call("POST", "/_local/invoke/none", b"x")[1]
+    assert "There is no endpoint 'none' any more" in call("GET", "/_local/details/endpoint/none")[1]
 
 
 def test_a_foreign_page_is_turned_away(aws, call):
@@ -97,16 +120,39 @@ def test_the_page_is_there_for_a_browser_and_buckets_for_everyone_else(aws):
     assert b"ListAllMyBucketsResult" in urllib.request.urlopen(aws.server.url).read()
 
 
-@pytest.mark.skipif(
-    not shutil.which("chromium") and not os.environ.get("CI"), reason="no chromium: apt-get install chromium"
-)
-def test_the_page_shows_jobs_in_a_real_browser(aws, training_request, tmp_path):
-    request = training_request({"lines": '["in the browser"]'})
-    aws.train(request)
-    address = f"{aws.server.url}/#training-job/{request['TrainingJobName']}"
-    argv = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
-    argv += ["--virtual-time-budget=5000", "--dump-dom", address]
-    dom = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert f'<h1 id="title">{request["TrainingJobName"]}: Completed</h1>' in dom
-    assert "in the browser" in dom
-    assert '<span class="Completed">Completed</span>' in dom
+def test_a_person_sees_jobs_live_and_invokes_an_endpoint_in_a_real_browser(own_server, browser, training_request):
+    aws = own_server()
+    browser.open(aws.server.url)
+    browser.wait("document.getElementById('jobs').textContent.includes('train --local starts one')")
+    request = training_request({"lines": '["loss=3;"]', "sleep": "600"})
+    metric = {"Name": "loss", "Regex": "loss=(.*?);"}
+    request["AlgorithmSpecification"]["MetricDefinitions"] = [metric]
+    aws.train(request, wait=False)
+    name = request["TrainingJobName"]
+    browser.wait("document.querySelectorAll('#jobs .item .InProgress').length === 1")
+    browser.run("document.querySelector('#jobs .item').click()")
+    browser.wait(f"document.getElementById('title').textContent === '{name}: InProgress, Training'")
+    browser.wait("document.getElementById('logs').textContent.includes('loss=3;')")
+    browser.wait("document.querySelectorAll('#metrics svg').length === 1")
+    aws.sagemaker.stop_training_job(TrainingJobName=name)
+    browser.wait(f"document.getElementById('title').textContent === '{name}: Stopped'")
+    browser.wait("document.getElementById('logs').textContent.includes('algo-1 got SIGTERM')")
+    deploy(aws, "served", request["RoleArn"])
+    browser.wait("document.querySelectorAll('#endpoints .InService').length === 1")
+    browser.run("document.querySelector('#endpoints .item').click()")
+    browser.wait("!document.getElementById('invoke').hidden")
+    for body, took, answer in [("hello", "200 in ", "HELLO"), ("status 400", "424 in ", "answered 400")]:
+        browser.run(f"document.getElementById('body').value = '{body}'; document.getElementById('send').click()")
+        browser.wait(f"document.getElementById('took').textContent.startsWith('{took}')")
+        browser.wait(f"document.getElementById('answer').textContent.includes('{answer}')")
+    browser.run("document.getElementById('filter').value = 'nothing'; document.getElementById('filter').oninput()")
+    browser.wait("document.getElementById('jobs').textContent === 'None of that name.'")
+    client.down(aws.server.home)
+    browser.wait("!document.getElementById('lost').hidden")
+
+
+def deploy(aws, name, role):
+    aws.sagemaker.create_model(ModelName=name, ExecutionRoleArn=role, PrimaryContainer={"Image": "x"})
+    variant = {"VariantName": "A", "ModelName": name, "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
+    aws.sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
+    aws.sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)

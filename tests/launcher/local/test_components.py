@@ -4,7 +4,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from launcher.local import client
-from launcher.local.containers import processes_below
+from launcher.local.process_containers import processes_below
 
 ROLE = "arn:aws:iam::123456789012:role/SageMakerRole"
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/any:1"

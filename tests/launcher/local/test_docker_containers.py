@@ -6,6 +6,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,15 +250,71 @@ def test_a_name_that_is_taken_is_a_start_error(image, tmp_path):
         runtime.remove_leftovers()
 
 
-def test_a_killed_server_leaves_no_container_behind(image, connect, tmp_path, training_request):
-    environ = {**os.environ, client.RUNTIME_VARIABLE: "docker"}
-    aws = connect(client.up(tmp_path, environ))
+def test_a_killed_server_leaves_no_container_behind(own, training_request):
+    aws = own()
     request = training_request({"sleep": "600"}, AlgorithmSpecification=FAKE_PROGRAM)
     aws.train(request, wait=False)
     aws.wait_for(lambda: container_ids(aws), bool)
     os.kill(aws.server.pid, signal.SIGKILL)
-    again = connect(client.up(tmp_path, environ))
+    again = own()
     assert container_ids(again) == []
     job = again.sagemaker.describe_training_job(TrainingJobName=request["TrainingJobName"])
     assert job["TrainingJobStatus"] == "Failed"
+
+
+@pytest.fixture
+def own(image, connect, tmp_path):
+    """Starts servers of containers in a home of the test's own, and ends them."""
+    environ = {**os.environ, client.RUNTIME_VARIABLE: "docker", "SLIPWAY_LOCAL_JOBS": "4"}
+    yield lambda: connect(client.up(tmp_path, environ))
     client.down(tmp_path)
+
+
+def deploy(aws, name, count, **environment):
+    role = "arn:aws:iam::123456789012:role/SageMakerRole"
+    container = {"Image": IMAGE, "Environment": environment}
+    aws.sagemaker.create_model(ModelName=name, ExecutionRoleArn=role, PrimaryContainer=container)
+    variant = {"VariantName": "A", "ModelName": name, "InstanceType": "ml.m5.large", "InitialInstanceCount": count}
+    aws.sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
+    aws.sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
+
+
+def test_a_variant_of_several_containers_shares_the_requests_scales_and_ends_with_the_server(own):
+    aws = own()
+    deploy(aws, "three", 3)
+    assert aws.wait_in_service("three")["ProductionVariants"][0]["CurrentInstanceCount"] == 3
+    with ThreadPoolExecutor(6) as executor:
+        seen = list(executor.map(lambda _: json.loads(aws.invoke("three", b"see")["Body"].read()), range(60)))
+    assert len({answer["environ"]["HOSTNAME"] for answer in seen}) == 3
+    assert len(container_ids(aws)) == 3
+    change = {"EndpointName": "three", "DesiredWeightsAndCapacities": [{"VariantName": "A", "DesiredInstanceCount": 1}]}
+    aws.sagemaker.update_endpoint_weights_and_capacities(**change)
+    aws.wait_for(lambda: container_ids(aws), lambda ids: len(ids) == 1)
+    deploy(aws, "created", 2, LOAD_SECONDS="60")
+    deploy(aws, "deleted", 1, STOP_SECONDS="3")
+    aws.wait_in_service("deleted")
+    change["DesiredWeightsAndCapacities"][0]["DesiredInstanceCount"] = 3
+    aws.sagemaker.update_endpoint_weights_and_capacities(**change)
+    aws.sagemaker.delete_endpoint(EndpointName="deleted")
+    client.down(aws.server.home)
+    assert all_containers(aws) == []
+
+
+def all_containers(aws):
+    return docker("ps", "--all", "--quiet", "--filter", f"label=slipway.home={aws.server.home}").stdout.split()
+
+
+@pytest.mark.slow
+def test_of_fifty_jobs_in_containers_none_is_lost_when_the_server_is_killed(own, training_request):
+    aws = own()
+    requests = [training_request({"sleep": "0.5"}, AlgorithmSpecification=FAKE_PROGRAM) for _ in range(50)]
+    for request in requests:
+        aws.train(request, wait=False)
+    aws.finished("training", requests[2]["TrainingJobName"])
+    os.kill(aws.server.pid, signal.SIGKILL)
+    again = own()
+    ended = [again.finished("training", request["TrainingJobName"], 180) for request in requests]
+    failed = [job for job in ended if job["TrainingJobStatus"] != "Completed"]
+    assert 1 <= len(failed) <= 4  # those that ran
+    assert all("the local SageMaker died while this job was running" in job["FailureReason"] for job in failed)
+    again.wait_for(lambda: all_containers(again), lambda ids: not ids)

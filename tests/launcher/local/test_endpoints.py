@@ -110,7 +110,7 @@ def test_an_endpoint_is_not_in_service_before_its_ping_is(aws, model, unique):
 
 
 def test_deleting_ends_the_process_and_forgets_the_endpoint(aws, model, unique):
-    from launcher.local.containers import processes_below
+    from launcher.local.process_containers import processes_below
 
     name = unique("endpoint")
     variant = {"VariantName": "A", "ModelName": model(), "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}

@@ -8,7 +8,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from launcher.local import client
-from launcher.local.containers import processes_below
+from launcher.local.process_containers import processes_below
 
 SPEED = 300  # a minute of waiting is 0.2 s
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/any:1"

@@ -10,7 +10,7 @@ from launcher.local.buckets import BucketError, parse_s3_uri
 from launcher.local.errors import JobFailed
 from launcher.local.inputs import InputObject, download, relative_to_prefix, shard
 from launcher.local.opt_ml import write_training_input
-from launcher.local.training import failure_reason, host_names, hosts_of_groups
+from launcher.local.training_request import failure_reason, host_names, hosts_of_groups
 
 
 @pytest.mark.parametrize(

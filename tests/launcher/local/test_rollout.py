@@ -1,5 +1,6 @@
 """The plan of a DeploymentConfig, the state of alarms, and statistics: pure functions."""
 
+import threading
 import time
 from types import SimpleNamespace
 
@@ -8,9 +9,20 @@ from moto.cloudwatch.models import MetricAggregatedDatum, MetricDatum
 
 from launcher.local.alarms import data_state
 from launcher.local.clock import read_speed
-from launcher.local.endpoint_metrics import Datum, Outcome, Source, invocation_values, rounded, statistic
+from launcher.local.endpoint_metrics import (
+    Datum,
+    EndpointMetrics,
+    Outcome,
+    Source,
+    invocation_values,
+    rounded,
+    statistic,
+)
 from launcher.local.errors import ValidationException
 from launcher.local.rollout import rollout_plan
+from launcher.local.serving import Invocation
+from launcher.local.traffic import Traffic
+from launcher.local.variant import Variant
 
 NOW = 1_800_000_000.0
 DIMENSIONS = (("EndpointName", "e"),)
@@ -99,28 +111,33 @@ def test_the_speed_is_a_number_of_at_least_one():
             read_speed(text)
 
 
-def test_requests_are_shared_as_the_routes_say(tmp_path):
-    from types import SimpleNamespace
-
-    from launcher.local.endpoint import Endpoint
-    from launcher.local.serving import Invocation
-
-    endpoint = Endpoint(SimpleNamespace(home=tmp_path), SimpleNamespace(), "e")
+def test_requests_are_shared_as_the_routes_say():
+    traffic = Traffic("e")
 
     def deployment(*sessions):
-        return SimpleNamespace(find=lambda name: None, has_session=lambda session: session in sessions, stop=lambda: 0)
+        return SimpleNamespace(find=lambda name: None, has_session=lambda session: session in sessions)
 
     new, old = deployment(), deployment("s")
-    endpoint._route((0.3, new), (0.7, old))
-    chosen = [endpoint._choose(Invocation(b"", {}, 1), None) for _ in range(2000)]
+    traffic.move((0.3, new), (0.7, old))
+    chosen = [traffic.choose(Invocation(b"", {}, 1), None) for _ in range(2000)]
     assert 0.25 < sum(item is new for item in chosen) / 2000 < 0.35
-    endpoint._route((1.0, new), (0.0, old))
-    assert {id(endpoint._choose(Invocation(b"", {}, 1), None)) for _ in range(50)} == {id(new)}
-    endpoint._route((0.9, new), (0.1, old))
+    traffic.move((1.0, new), (0.0, old))
+    assert {id(traffic.choose(Invocation(b"", {}, 1), None)) for _ in range(50)} == {id(new)}
+    traffic.move((0.9, new), (0.1, old))
     held = Invocation(b"", {}, 1, session_id="s")
-    assert all(endpoint._choose(held, None) is old for _ in range(50))
-    endpoint._routes = []
-    endpoint.stop(fail_queued=True)
+    assert all(traffic.choose(held, None) is old for _ in range(50))
+
+
+@pytest.mark.parametrize(("asked", "shares"), [(3, (1 / 3, 2 / 3, 1.0)), (2, (0.5, 1.0)), (9, (0.111111, 1.0))])
+def test_a_share_of_a_fleet_is_whole_instances_and_no_more_than_this_machine_may_have(asked, shares):
+    platform = SimpleNamespace(max_instances=4)
+    definition = {"VariantName": "A", "ModelName": "m", "InitialInstanceCount": asked}
+    variant = Variant(platform, EndpointMetrics("us-east-1"), Source("e", "A", "c"), definition, threading.Event())
+    counts = []
+    variant.fleet.scale_to = counts.append
+    for share in shares:
+        variant.resize(round(share, 6))
+    assert counts == [1, *range(2, len(shares)), min(asked, 4)]
 
 
 # --- alarms -----------------------------------------------------------------------------------------------------------
@@ -220,7 +237,7 @@ def test_the_heartbeat_survives_what_it_calls():
         beats.append(1)
         raise ZeroDivisionError
 
-    heartbeat = Heartbeat(1000.0, [fail])
+    heartbeat = Heartbeat(0.01, [fail])
     heartbeat.start()
     deadline = time.monotonic() + 20
     while len(beats) < 2:

@@ -14,7 +14,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from launcher.local import client, http_server
-from launcher.local.containers import processes_below
+from launcher.local.process_containers import processes_below
 from launcher.local.server import container_environment
 
 
@@ -84,7 +84,7 @@ def aws_files(job, aws):
     return aws.unpack(job["ModelArtifacts"]["S3ModelArtifacts"])
 
 
-def test_after_kill_9_every_job_has_a_true_end_and_no_process_is_left(own_server, training_request, unique):
+def test_after_kill_9_what_ran_failed_what_waited_runs_and_no_process_is_left(own_server, training_request, unique):
     aws = own_server(SLIPWAY_LOCAL_JOBS="1")
     running, queued = training_request({"sleep": "600"}), training_request()
     aws.train(running, wait=False)
@@ -93,14 +93,16 @@ def test_after_kill_9_every_job_has_a_true_end_and_no_process_is_left(own_server
     aws.wait_for(lambda: list(processes_below(home / "jobs")), bool)
     kill(aws.server.pid)
 
+    before = set(processes_below(home / "jobs"))
     again = own_server()
     assert again.server.pid != aws.server.pid
-    assert list(processes_below(home / "jobs")) == []
-    for request in (running, queued):
-        job = again.sagemaker.describe_training_job(TrainingJobName=request["TrainingJobName"])
-        assert (job["TrainingJobStatus"], job["SecondaryStatus"]) == ("Failed", "Failed")
-        assert "the local SageMaker died while this job was running" in job["FailureReason"]
-        assert job["TrainingEndTime"]
+    assert before & set(processes_below(home / "jobs")) == set()
+    job = again.sagemaker.describe_training_job(TrainingJobName=running["TrainingJobName"])
+    assert (job["TrainingJobStatus"], job["SecondaryStatus"]) == ("Failed", "Failed")
+    assert "the local SageMaker died while this job was running" in job["FailureReason"]
+    assert job["TrainingEndTime"]
+    assert again.finished("training", queued["TrainingJobName"])["TrainingJobStatus"] == "Completed"
+    aws.wait_for(lambda: list((home / "jobs").rglob("*")), lambda left: left == [home / "jobs/training-job"])
 
 
 def test_down_ends_running_jobs_with_a_true_reason(own_server, training_request):
@@ -157,7 +159,7 @@ def test_a_server_that_ignores_down_is_killed(own_server, monkeypatch):
     monkeypatch.setattr(client, "DOWN_SECONDS", 0.1)
     with pytest.raises(client.LocalServerError, match="did not end in 0.1 s and was killed"):
         client.down(aws.server.home)
-    aws.wait_for(lambda: client.down(aws.server.home), lambda was_running: not was_running)
+    aws.wait_for(lambda: client.is_alive(aws.server.home), lambda lives: not lives)
 
 
 def test_a_server_of_an_older_version_is_found_and_ended(own_server):
@@ -291,7 +293,7 @@ def test_an_unknown_region_is_only_a_name(own_server):
         aws.sagemaker.describe_endpoint(EndpointName="none")
 
 
-def test_down_ends_queued_jobs_of_every_kind_with_a_true_reason(own_server, training_request, unique):
+def test_jobs_of_every_kind_that_waited_when_the_server_ended_run_on_the_next_one(own_server, training_request, unique):
     aws = own_server(SLIPWAY_LOCAL_JOBS="1")
     running = training_request({"sleep": "600"})
     aws.train(running, wait=False)
@@ -315,12 +317,15 @@ def test_down_ends_queued_jobs_of_every_kind_with_a_true_reason(own_server, trai
         ProcessingResources={"ClusterConfig": cluster},
         RoleArn=role,
     )
+    stopped = training_request()
+    aws.train(stopped, wait=False)
+    aws.sagemaker.stop_training_job(TrainingJobName=stopped["TrainingJobName"])
     client.down(aws.server.home)
-    sagemaker = own_server().sagemaker
-    for job in (
-        sagemaker.describe_training_job(TrainingJobName=running["TrainingJobName"]),
-        sagemaker.describe_training_job(TrainingJobName=queued["TrainingJobName"]),
-        sagemaker.describe_transform_job(TransformJobName=name),
-        sagemaker.describe_processing_job(ProcessingJobName=name),
-    ):
-        assert "the local SageMaker was stopped while this job was running" in job["FailureReason"], job
+    again = own_server()
+    broken = again.sagemaker.describe_training_job(TrainingJobName=running["TrainingJobName"])
+    assert "the local SageMaker was stopped while this job was running" in broken["FailureReason"]
+    assert again.finished("training", queued["TrainingJobName"])["TrainingJobStatus"] == "Completed"
+    assert again.finished("training", stopped["TrainingJobName"])["TrainingJobStatus"] == "Stopped"
+    assert again.finished("transform", name)["TransformJobStatus"] == "Completed"
+    job = again.finished("processing", name)
+    assert (job["ProcessingJobStatus"], "stopped" in job["FailureReason"]) == ("Failed", False)  # `x` is no program

@@ -238,7 +238,7 @@ def test_an_entrypoint_that_does_not_exist_fails_the_job(aws, training_request):
 
 
 def test_no_process_outlives_its_container(aws, training_request):
-    from launcher.local.containers import processes_below
+    from launcher.local.process_containers import processes_below
 
     request = training_request({"grandchild": "1"})
     aws.train(request)

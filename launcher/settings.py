@@ -1,6 +1,5 @@
 """Reads `launcher.yaml` and `--set` into a `Config`, and remembers where each value came from."""
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -9,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from launcher.config import Config
+from launcher.config.mistakes import explain, not_yaml
 from launcher.errors import ConfigError
 
 DEFAULT_FILE = Path("launcher.yaml")
@@ -71,7 +71,7 @@ def load(
     try:
         config = Config.model_validate(source.values)
     except ValidationError as error:
-        raise ConfigError(explain(error, source)) from error
+        raise ConfigError(explain(error, source.origins)) from error
     return Settings(config, source.origins, path.parent if path else Path())
 
 
@@ -94,7 +94,7 @@ def read_file(path: Path, environ: Mapping[str, str]) -> Source:
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; `python -m launcher init` writes one") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(not_yaml(path, error)) from error
     source = Source()
     if root is None:
         return source
@@ -174,52 +174,3 @@ def _override(source: Source, key: str, text: str, origin: str) -> None:
         section = section[name]
     section[last] = value
     source.origins[key] = origin
-
-
-def explain(error: ValidationError, source: Source) -> str:
-    """Every finding of pydantic as one line: where, what, which value, and the nearest name of a misspelt key."""
-    return "\n".join(dict.fromkeys(_finding(item, source) for item in error.errors()))
-
-
-def _finding(item: Any, source: Source) -> str:
-    # pydantic names union members in the location (`metrics.list[str]`); the file has no such key
-    parts = [str(part) for part in item["loc"] if not re.search(r"[\[(]", str(part))]
-    key = ".".join(parts)
-    where = next(
-        (source.origins[".".join(parts[:n])] for n in range(len(parts), -1, -1) if _known(parts, n, source)), ""
-    )
-    prefix = f"{where}: " if where else ""
-    if item["type"] == "extra_forbidden":
-        return f"{prefix}unknown setting {key!r}{_nearest(parts)}"
-    message = item["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(item["input"], Mapping | BaseModel) else f"={item['input']!r}"
-    return f"{prefix}{key}{value}: {message}" if key else f"{prefix}{message}"  # about the file as a whole
-
-
-def _known(parts: list[str], length: int, source: Source) -> bool:
-    return ".".join(parts[:length]) in source.origins
-
-
-def _nearest(parts: list[str]) -> str:
-    section: Any = Config
-    for part in parts[:-1]:
-        section = _section_of(section, part)
-    names = list(getattr(section, "model_fields", {}))
-    close = difflib.get_close_matches(parts[-1], names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known here: {', '.join(names)}" if names else ""
-
-
-def _section_of(section: Any, name: str) -> Any:
-    """The model of a key's value, through Optional, list and dict annotations."""
-    fields = getattr(section, "model_fields", {})
-    if name not in fields:
-        return section  # an entry of a mapping or a list: its model was found at the key above
-    pending = [fields[name].annotation]
-    while pending:
-        annotation = pending.pop()
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            return annotation
-        pending += getattr(annotation, "__args__", ())
-    return None

@@ -13,13 +13,13 @@ from launcher.config.images import Images
 from launcher.config.limits import Limits, Network
 from launcher.config.training import Training
 from launcher.config.transform import Transform
-from launcher.config.values import NAME, Section, Text
+from launcher.config.values import NAME_PATTERN, Section, Text
 
 
 class Config(Section):
     """The whole file."""
 
-    name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=40)] = "slipway"
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=40)] = "slipway"
     """The project: jobs, endpoints and S3 folders start with it."""
     region: str = "us-east-1"
     role: str | None = None

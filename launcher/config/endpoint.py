@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from launcher.config.rollout import Rollout
 from launcher.config.scaling import Scaling
-from launcher.config.values import NAME, Gigabytes, InstanceType, S3Uri, Seconds, Section, Text
+from launcher.config.values import NAME_PATTERN, Gigabytes, InstanceType, S3Uri, Seconds, Section, Text
 
 
 class Serverless(Section):
@@ -42,7 +42,7 @@ class Capture(Section):
 class Container(Section):
     """One of several containers of a multi-container endpoint."""
 
-    name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=63)]
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=63)]
     """ContainerHostname; a caller of a direct endpoint chooses by it."""
     image: str | None = None
     """A complete reference; default: the serving image."""
@@ -53,7 +53,7 @@ class Container(Section):
 class Variant(Section):
     """One of several models behind an endpoint."""
 
-    name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=63)]
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=63)]
     model: str
     weight: float = Field(default=1.0, ge=0)
     instance_type: InstanceType | None = None
@@ -63,7 +63,7 @@ class Variant(Section):
 class Component(Section):
     """An inference component: copies of a model that share the endpoint's machines with others."""
 
-    name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=40)]
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=40)]
     model: str
     copies: int = Field(default=1, ge=0)
     cpus: float | None = Field(default=None, ge=0.25)
@@ -86,7 +86,7 @@ class ManagedInstances(Section):
 class Endpoint(Section):
     """A real-time, serverless or asynchronous endpoint."""
 
-    name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=63)] | None = None
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=63)] | None = None
     """Default: the project's name."""
     instance_type: InstanceType = "ml.g5.xlarge"
     instance_count: int = Field(default=1, ge=0)

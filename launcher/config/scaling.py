@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from launcher.config.values import NAME, Seconds, Section
+from launcher.config.values import NAME_PATTERN, Seconds, Section
+
+SCHEDULE_PATTERN = r"^(cron|rate|at)\(.+\)$"
 
 
 class ScalingStep(Section):
@@ -27,8 +29,8 @@ class ScalingStep(Section):
 class ScheduledScaling(Section):
     """Bounds that hold from a time on."""
 
-    name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=63)]
-    when: Annotated[str, Field(pattern=r"(cron|rate|at)\(.+\)")]
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=63)]
+    when: Annotated[str, Field(pattern=SCHEDULE_PATTERN)]
     """`cron(0 8 ? * MON-FRI *)`, `at(2026-12-24T18:00:00)` or `rate(12 hours)`."""
     timezone: str | None = None
     """Of `when`, such as `Europe/Berlin`; default: UTC."""

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from container.contract import BUILTIN_METRICS
 from launcher.config.values import (
-    CHANNEL_NAME,
+    CHANNEL_PATTERN,
     DAY,
     Gigabytes,
     InstanceType,
@@ -102,7 +102,7 @@ class Training(Section):
     volume_kms_key: str | None = None
     max_runtime: Seconds = Field(default=DAY, ge=1, le=28 * DAY)
     input_mode: Literal["File", "FastFile", "Pipe"] = "File"
-    channels: dict[Annotated[str, Field(pattern=rf"^{CHANNEL_NAME}$", max_length=64)], Channel] = Field(
+    channels: dict[Annotated[str, Field(pattern=CHANNEL_PATTERN, max_length=64)], Channel] = Field(
         default={}, max_length=19
     )
     code: Path | None = None

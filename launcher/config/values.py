@@ -8,8 +8,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 GIGABYTES = {"GB": 1, "TB": 1024}
 DAY = 86400
-CHANNEL_NAME = r"[A-Za-z][A-Za-z0-9_]*"  # narrower than the API: it must also be a variable name (SM_CHANNEL_…)
-NAME = r"[a-zA-Z0-9](-*[a-zA-Z0-9])*"
+CHANNEL_PATTERN = r"^[A-Za-z][A-Za-z0-9_]*$"  # narrower than the API: it must also be a variable name (SM_CHANNEL_…)
+NAME_PATTERN = r"^[a-zA-Z0-9](-*[a-zA-Z0-9])*$"
+INSTANCE_PATTERN = r"^(ml\.[a-z0-9-]+\.[a-z0-9]+|local)$"
+S3_PATTERN = r"^s3://[^/]+(/.*)?$"
 
 
 def parse_duration(value: object) -> object:
@@ -55,8 +57,8 @@ def as_text(value: object) -> object:
 Seconds = Annotated[int, BeforeValidator(parse_duration, json_schema_input_type=int | str)]
 Gigabytes = Annotated[int, BeforeValidator(parse_gigabytes, json_schema_input_type=int | str)]
 Text = Annotated[str, BeforeValidator(as_text, json_schema_input_type=str | bool | int | float)]
-InstanceType = Annotated[str, Field(pattern=r"ml\.[a-z0-9-]+\.[a-z0-9]+|local")]
-S3Uri = Annotated[str, Field(pattern=r"s3://[^/]+(/.*)?")]
+InstanceType = Annotated[str, Field(pattern=INSTANCE_PATTERN)]
+S3Uri = Annotated[str, Field(pattern=S3_PATTERN)]
 
 
 class Section(BaseModel):

@@ -61,7 +61,7 @@ def test_scaling_ends_with_a_valid_request():
         ("{max: 2, steps: [{below: 5, change: 0}]}", "takes away"),
         ("{max: 2, schedule: [{name: a, when: 'rate(1 hour)'}]}", "needs min, max or both"),
         ("{max: 2, schedule: [{name: a, when: 'rate(1 hour)', min: 2, max: 1}]}", "min=2 is larger than max=1"),
-        ("{max: 2, schedule: [{name: a, when: daily, min: 1}]}", "should match pattern"),
+        ("{max: 2, schedule: [{name: a, when: daily, min: 1}]}", "write it like cron"),
         (
             "{max: 2, schedule: [{name: a, when: at(x), min: 1}, {name: a, when: at(y), min: 2}]}",
             "two entries of one name",

@@ -1,15 +1,17 @@
 """The event loop's side of the core: requests go to the compute threads once per turn of the loop, answers come back.
 
 What one turn of the loop has read is handed over together, so that the compute threads are woken once for all of it.
-While the model is quick the loop then waits for the answers, some milliseconds at most, instead of going to sleep and
-being woken: that is cheaper, and a slow prediction cannot hold the loop longer than that. With several compute threads
-it does not: one of them could be idle while the request for it has not been read.
+While the model is quick the loop then waits until all of it is answered, some milliseconds at most, and is woken once
+for all answers: threads that take turns for each request cost more than echoing it. A slow prediction cannot hold the
+loop longer than that. With several compute threads it does not wait: one of them could be idle while the request for it
+has not been read.
 """
 
 import asyncio
 import contextlib
 import math
 import time
+from collections import deque
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
@@ -18,8 +20,7 @@ from container.serve.exchange import Response
 from container.serve.service import Service
 
 LOOK_SECONDS = 0.25  # how soon a deadline is noticed; a shorter request never pays for it
-PATIENCE_SECONDS = 0.005  # so long the loop waits for the next answer of a quick model,
-PATIENCE_IN_ALL_SECONDS = 0.02  # and so long for all that one turn has asked
+PATIENCE_SECONDS = 0.005  # so long the loop waits for what one turn has asked
 PAUSE_SECONDS = 0.01  # after a wait in vain the loop does not wait for so long, after the next for twice as long,
 LONGEST_PAUSE_SECONDS = 1.0  # and so on up to this: a slow model costs it half a percent of its time
 
@@ -42,9 +43,11 @@ class Front:
         self._turn: list[tuple[Call, str | None]] = []
         self._waiting: set[Waiter] = set()
         self._looking = False
-        self._answers: SimpleQueue[tuple[Waiter, Response]] = SimpleQueue()
-        self._attending = False
-        """Whether the loop takes the answers by itself; else it must be woken."""
+        self._answers: deque[tuple[Waiter, Response]] = deque()
+        self._awaited = 0
+        """How many answers the loop waits for; 0: it does not, and must be woken."""
+        self._complete: SimpleQueue[None] = SimpleQueue()
+        """Gets something when they are there."""
         self._woken = False
         self._pause = PAUSE_SECONDS
         self._wait_again = 0.0 if service.plan.compute_threads == 1 else math.inf
@@ -67,42 +70,45 @@ class Front:
 
     def deliver(self, waiter: Waiter, response: Response) -> None:
         """Give the answer; from any thread."""
-        self._answers.put((waiter, response))
-        if not self._attending and not self._woken:
+        self._answers.append((waiter, response))
+        if self._awaited:
+            if len(self._answers) >= self._awaited:
+                self._complete.put(None)
+        elif not self._woken:
             self._woken = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped and nobody waits
                 self._loop.call_soon_threadsafe(self._take_answers)
 
     def _hand_over(self) -> None:
         turn, self._turn = self._turn, []
-        self._attending = time.monotonic() >= self._wait_again
+        waits = time.monotonic() >= self._wait_again
+        if waits:
+            self._awaited = len(turn)
         for call, model in turn:
             self._service.submit(call, model)
-        if self._attending:
+        if waits:
             try:
-                self._attend(len(turn))
+                self._wait(len(turn))
             finally:
-                self._attending = False
+                self._awaited = 0
             self._take_answers()  # what came in before the line above has woken nobody
 
-    def _attend(self, count: int) -> None:
-        """Take so many answers, as long as they come quickly."""
-        until = time.monotonic() + PATIENCE_IN_ALL_SECONDS
-        try:
-            for _ in range(count):
-                left = until - time.monotonic()
-                self._take(*self._answers.get(timeout=max(0.0, min(PATIENCE_SECONDS, left))))
-        except Empty:
-            self._wait_again = time.monotonic() + self._pause
-            self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
-        else:
-            self._pause = PAUSE_SECONDS
+    def _wait(self, count: int) -> None:
+        """Until so many answers are there, as long as they come quickly."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        while len(self._answers) < count:
+            try:
+                self._complete.get(timeout=max(0.0, until - time.monotonic()))
+            except Empty:
+                self._wait_again = time.monotonic() + self._pause
+                self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+                return
+        self._pause = PAUSE_SECONDS
 
     def _take_answers(self) -> None:
         self._woken = False  # before looking: what is delivered from here on wakes the loop again
-        with contextlib.suppress(Empty):
-            while True:
-                self._take(*self._answers.get_nowait())
+        while self._answers:
+            self._take(*self._answers.popleft())
 
     def _take(self, waiter: Waiter, response: Response) -> None:
         if waiter in self._waiting:  # else its client has left, or it was past its deadline

@@ -159,6 +159,47 @@ def components_of(project: Project, name: str) -> list[str]:
     return [item["InferenceComponentName"] for item in found]
 
 
+def component_changes(project: Project, name: str, is_there: bool) -> list[tuple[str, ApiCall]]:
+    """What makes an endpoint's inference components what the configuration says, each with its action.
+
+    Args:
+        project: the configuration.
+        name: the endpoint's.
+        is_there: whether the endpoint may host some.
+    """
+    context = project.context()
+    models = {item.name: project.served_model(context, item.model) for item in project.config.endpoint.components}
+    wanted = components.calls(project.config, context, models)
+    names = {call.request["InferenceComponentName"] for call in wanted}
+    others = [other for other in components_of(project, name) if other not in names] if is_there else []
+    removals = [ApiCall("sagemaker", "DeleteInferenceComponent", {"InferenceComponentName": other}) for other in others]
+    return [*(("delete", call) for call in removals), *(_component_change(project, call) for call in wanted)]
+
+
+def _component_change(project: Project, call: ApiCall) -> tuple[str, ApiCall]:
+    request = call.request
+    there = project.describe_or_none("InferenceComponent", request["InferenceComponentName"])
+    if there is None:
+        return "create", call
+    members = request["Specification"]
+    change = {}
+    if any(there["Specification"].get(member) != value for member, value in members.items()):
+        change["Specification"] = members
+    is_right = there["RuntimeConfig"]["DesiredCopyCount"] == request["RuntimeConfig"]["CopyCount"]
+    if not (is_right or _scales(project, request["InferenceComponentName"])):
+        change["RuntimeConfig"] = request["RuntimeConfig"]
+    if not change:
+        return "keep", call
+    named = {"InferenceComponentName": request["InferenceComponentName"]}
+    return "update", ApiCall("sagemaker", "UpdateInferenceComponent", named | change)
+
+
+def _scales(project: Project, name: str) -> bool:
+    """Whether the number of a component's copies is autoscaling's."""
+    section = project.config.endpoint.components
+    return any(item.scaling and components.component_name(project.config, item.name) == name for item in section)
+
+
 def place_components(project: Project, name: str) -> None:
     """Create, update and delete inference components until they are what the configuration says.
 
@@ -166,40 +207,15 @@ def place_components(project: Project, name: str) -> None:
         JobFailed: one of them did not start; the others are what they should be.
         TimedOut: one is still starting after a long time.
     """
-    context = project.context()
-    models = {item.name: project.served_model(context, item.model) for item in project.config.endpoint.components}
-    wanted = components.calls(project.config, context, models)
-    names = [call.request["InferenceComponentName"] for call in wanted]
-    for other in components_of(project, name):
-        if other not in names:
-            remove_component(project, other)
-    for call in wanted:
-        _place(project, call)
-    for component in names:
-        _wait(project, component)
-
-
-def _place(project: Project, call: ApiCall) -> None:
-    request = call.request
-    there = project.describe_or_none("InferenceComponent", request["InferenceComponentName"])
-    if there is None:
-        project.send([call])
-        return
-    members = request["Specification"]
-    changed = any(there["Specification"].get(member) != value for member, value in members.items())
-    if not changed and _has_copies(project, there, request):
-        return
-    update = {key: request[key] for key in ("InferenceComponentName", "Specification", "RuntimeConfig")}
-    if not changed:
-        del update["Specification"]
-    project.send([ApiCall("sagemaker", "UpdateInferenceComponent", update)])
-
-
-def _has_copies(project: Project, there: dict[str, Any], request: dict[str, Any]) -> bool:
-    """Whether the number of copies is right; where they scale, it is autoscaling's."""
-    name = request["InferenceComponentName"]
-    scales = any(item.scaling and name.endswith(f"-{item.name}") for item in project.config.endpoint.components)
-    return scales or there["RuntimeConfig"]["DesiredCopyCount"] == request["RuntimeConfig"]["CopyCount"]
+    changes = component_changes(project, name, is_there=True)
+    for action, call in changes:
+        if action == "delete":
+            remove_component(project, call.request["InferenceComponentName"])
+        elif action != "keep":
+            project.send([call])
+    for action, call in changes:
+        if action != "delete":
+            _wait(project, call.request["InferenceComponentName"])
 
 
 def _wait(project: Project, name: str) -> None:

@@ -3,7 +3,7 @@
 import click
 
 from launcher.check import command as check
-from launcher.commands import account, endpoints, images, jobs, load, local, project
+from launcher.commands import account, deploy, endpoints, images, invoke, jobs, load, local, project
 from launcher.commands.options import LOCAL_HOME
 from launcher.errors import ConfigError, Detached, JobStopped, LauncherError
 
@@ -21,14 +21,12 @@ for verb in (
     project.config,
     jobs.train,
     jobs.transform,
-    endpoints.deploy,
-    endpoints.invoke,
+    deploy.deploy,
+    invoke.invoke,
     load.load,
     endpoints.endpoints,
-    endpoints.models,
-    endpoints.delete,
-    endpoints.rollback,
-    endpoints.reap,
+    deploy.delete,
+    deploy.rollback,
     jobs.jobs,
     jobs.logs,
     jobs.stop,

@@ -10,14 +10,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import data, deployment, invoke, run
+from launcher import data, invoke, run
 from launcher.aws import Aws, use_environment
 from launcher.console import progress_for, stdout_or_stderr
+from launcher.deployment import deploy
+from launcher.deployment.delete import delete
 from launcher.digits import write_digits
 from launcher.errors import ConfigError, JobFailed
 from launcher.images import build as images
 from launcher.jobs import training
 from launcher.jobs.api import s3_join
+from launcher.load import measure
 from launcher.local import client
 from launcher.local.client import LocalServer
 from launcher.project import Project
@@ -53,7 +56,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     batch_rows: int = 0
     batch_rows_per_second: float = 0.0
-    endpoint: invoke.Measurement | None = None
+    endpoint: measure.Percentiles | None = None
     files: dict[str, str] = field(default_factory=dict)
     next: str = ""
 
@@ -199,14 +202,14 @@ class Demonstration:
         self.report.files["batch answers"] = _short(target)
 
     def _serve(self, expected: dict[str, Prediction]) -> None:
-        planned = deployment.plan(self.project)
-        deployment.apply(self.project, planned)
+        planned = deploy.plan(self.project)
+        deploy.apply(self.project, planned)
         try:
-            deployment.finish(self.project, planned)
+            deploy.finish(self.project, planned)
             self._invoke_images(planned.name, expected)
             self._invoke_json(planned.name, expected)
         finally:
-            deployment.delete(self.project, planned.name)
+            delete(self.project, planned.name)
 
     def _invoke_images(self, endpoint: str, expected: dict[str, Prediction]) -> None:
         answers, seconds = {}, []
@@ -216,7 +219,7 @@ class Demonstration:
             answer = invoke.invoke(self.aws, invoke.Request(endpoint, body, "image/png", "application/json"))
             seconds.append(answer.seconds)
             answers[file] = prediction_of(_single(json.loads(answer.body)))
-        self.report.endpoint = invoke.summary(seconds, len(seconds), time.monotonic() - started)
+        self.report.endpoint = measure.summary(seconds, len(seconds), time.monotonic() - started)
         compare("endpoint (image/png)", expected, answers)
 
     def _invoke_json(self, endpoint: str, expected: dict[str, Prediction]) -> None:

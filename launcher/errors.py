@@ -22,6 +22,11 @@ class AwsRefused(LauncherError):
 
     exit_code = 4
 
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        """The service's word for it, such as `ValidationException`; empty where there was no answer."""
+
 
 class JobFailed(LauncherError):
     """A job, endpoint or check ended badly."""

@@ -1,19 +1,17 @@
-"""Invokes an endpoint: one request, or many to measure latency and throughput."""
+"""Invokes an endpoint: one request that is answered at once, as a stream, or by way of S3."""
 
 import hashlib
 import mimetypes
-import statistics
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from botocore.exceptions import ClientError
 
-from container.contract import REALTIME_PAYLOAD_BYTES
+from container import contract
 from launcher.aws import Aws, refusals
 from launcher.errors import AwsRefused, ConfigError, JobFailed, TimedOut
 from launcher.jobs.api import s3_join, split_s3_uri, without_none
@@ -30,6 +28,17 @@ CONTENT_TYPES = {
 }
 
 
+Mode = Literal["serverless", "real-time", "asynchronous"]
+PAYLOAD_BYTES: dict[Mode, int] = {
+    "serverless": contract.SERVERLESS_PAYLOAD_BYTES,
+    "real-time": contract.REALTIME_PAYLOAD_BYTES,
+    "asynchronous": contract.ASYNC_PAYLOAD_BYTES,
+}
+WAY: dict[Mode, str] = {  # to an endpoint of that mode
+    "serverless": "a serverless endpoint",
+    "real-time": "a real-time endpoint, without endpoint.serverless",
+    "asynchronous": "an asynchronous one, with endpoint.asynchronous: true",
+}
 MODEL_ERRORS = frozenset({"ModelError", "ModelStreamError"})
 ASYNC_POLL_SECONDS = 0.5
 
@@ -64,19 +73,6 @@ class Answer:
     """Of a session that this request has started."""
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Latencies of many invocations, in milliseconds, as the caller sees them."""
-
-    requests: int
-    errors: int
-    requests_per_second: float
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    max_ms: float
-
-
 def content_type_of(path: Path) -> str:
     """Content type by the file's name.
 
@@ -93,11 +89,9 @@ def invoke(aws: Aws, request: Request) -> Answer:
     """Send one request to an endpoint.
 
     Raises:
-        ConfigError: the body is larger than an endpoint takes.
         JobFailed: the container answered with an error; its own words are in the message.
         AwsRefused: the service said no.
     """
-    check_size(request)
     started = time.perf_counter()
     with container_errors():
         reply = aws.call("sagemaker-runtime", "InvokeEndpoint", **_arguments(request))
@@ -111,11 +105,9 @@ def stream(aws: Aws, request: Request) -> Iterator[bytes]:
     """Send one request and yield the answer's parts as they come.
 
     Raises:
-        ConfigError: the body is larger than an endpoint takes.
         JobFailed: the container answered with an error, or broke off.
         AwsRefused: the service said no.
     """
-    check_size(request)
     with container_errors():
         reply = aws.call("sagemaker-runtime", "InvokeEndpointWithResponseStream", **_arguments(request))
     with container_errors(), refusals("InvokeEndpointWithResponseStream"):
@@ -174,17 +166,40 @@ def _object(aws: Aws, uri: str) -> bytes | None:
             raise
 
 
-def check_size(request: Request) -> None:
-    """Refuse a body no endpoint takes, before it travels.
+def mode_of(aws: Aws, endpoint: str) -> Mode:
+    """How an endpoint is asked, as the service describes it.
 
     Raises:
-        ConfigError: it is too large.
+        AwsRefused: there is no such endpoint, or the caller may not look at it.
     """
-    if len(request.body) > REALTIME_PAYLOAD_BYTES:
-        raise ConfigError(
-            f"the body has {len(request.body)} bytes and an endpoint takes {REALTIME_PAYLOAD_BYTES}; "
-            "use a transform job, or an asynchronous endpoint (endpoint.asynchronous: true)"
-        )
+    described = aws.call("sagemaker", "DescribeEndpoint", EndpointName=endpoint)
+    if "AsyncInferenceConfig" in described:
+        return "asynchronous"
+    variants = described.get("ProductionVariants", [])
+    return "serverless" if any("CurrentServerlessConfig" in variant for variant in variants) else "real-time"
+
+
+def check_size(request: Request, mode: Mode = "real-time") -> None:
+    """Refuse a body that an endpoint of this kind does not take, before it travels.
+
+    Raises:
+        ConfigError: it is too large; what takes more is in the message.
+    """
+    size = len(request.body)
+    if size <= PAYLOAD_BYTES[mode]:
+        return
+    larger = [f"{WAY[other]} ({_megabytes(limit)})" for other, limit in PAYLOAD_BYTES.items() if limit >= size]
+    way_out = ", or ".join(larger) or "split it, and let a transform job send the parts"
+    raise ConfigError(
+        f"the body has {size:,} bytes and a {mode} endpoint takes {PAYLOAD_BYTES[mode]:,} "
+        f"({_megabytes(PAYLOAD_BYTES[mode])}); take {way_out}"
+        if larger
+        else f"the body has {size:,} bytes and no endpoint takes more than {_megabytes(PAYLOAD_BYTES[mode])}; {way_out}"
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count // 2**20} MB"
 
 
 def _arguments(request: Request) -> dict[str, Any]:
@@ -224,48 +239,3 @@ def _container_error(error: AwsRefused) -> JobFailed | None:
     response: Any = cause.response
     message = response.get("OriginalMessage") or cause.response["Error"]["Message"]
     return JobFailed(f"the container answered {response.get('OriginalStatusCode', 'with an error')}: {message}")
-
-
-def measure(aws: Aws, request: Request, repeat: int, concurrency: int) -> Measurement:
-    """Send the same request many times from several threads.
-
-    Args:
-        aws: where the endpoint is.
-        request: what to send.
-        repeat: number of requests.
-        concurrency: how many are under way at once.
-    """
-    aws.client("sagemaker-runtime")  # made here: making a client is not safe in threads
-
-    def once(_: int) -> float | None:
-        try:
-            return invoke(aws, request).seconds
-        except (AwsRefused, JobFailed):
-            return None
-
-    started = time.perf_counter()
-    with ThreadPoolExecutor(concurrency) as pool:
-        outcomes = list(pool.map(once, range(repeat)))
-    elapsed = time.perf_counter() - started
-    return summary([seconds for seconds in outcomes if seconds is not None], repeat, elapsed)
-
-
-def summary(seconds: list[float], requests: int, elapsed: float) -> Measurement:
-    """Percentiles of the answered requests.
-
-    Raises:
-        JobFailed: none was answered.
-    """
-    if not seconds:
-        raise JobFailed(f"none of {requests} requests was answered; send a single one to see why")
-    values = sorted(1000 * value for value in seconds)
-    cuts = statistics.quantiles(values, n=100, method="inclusive") if len(values) > 1 else values * 99
-    return Measurement(
-        requests=requests,
-        errors=requests - len(seconds),
-        requests_per_second=len(seconds) / elapsed,
-        p50_ms=cuts[49],
-        p90_ms=cuts[89],
-        p99_ms=cuts[98],
-        max_ms=values[-1],
-    )

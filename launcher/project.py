@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher import load_times
 from launcher.account.secrets import refuse_secrets
 from launcher.config import Config
 from launcher.console import size_text
@@ -62,6 +63,8 @@ class Project:
     directory: Path
     aws: "Aws"
     progress: "Progress"
+    home: Path = Path(".launcher")
+    """Where this machine's notes lie."""
 
     def context(self, job_name: str | None = None) -> JobContext:
         """What requests need to know of the account; creates the bucket where it is missing."""
@@ -143,17 +146,23 @@ class Project:
             uri = self.artifact_uri(name)
         if is_local_model(name):
             data.upload(self.aws, self.directory / name, uri, self.progress)
-        size = data.size_of(self.aws, uri)
-        if size is None and not self.config.endpoint.multi_model:
+        if self.config.endpoint.multi_model:
+            return ServedModel(uri)  # a prefix
+        found = data.stored(self.aws, uri)
+        if found is None:
             raise ConfigError(f"there is no model archive at {uri}; name a finished job, an S3 URI or a local file")
-        return ServedModel(self._with_code(context, uri), size)
+        target = self._with_code(context, uri)
+        if target != uri:
+            found = data.stored(self.aws, target) or found
+        entry = load_times.known(self.home, found.etag)
+        return ServedModel(target, found.bytes, found.etag, entry.measured if entry else None)
 
     def _with_code(self, context: JobContext, uri: str) -> str:
         """The archive with the project's serving code in it, made and uploaded where it is not there yet."""
         from launcher import data, packing
 
         target = with_code_uri(self.config, context, self.directory, uri)
-        if target == uri or data.size_of(self.aws, target) is not None:
+        if target == uri or data.stored(self.aws, target) is not None:
             return target
         code = self.directory / str(self.config.endpoint.code)
         with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,6 @@
 """Starts a model's container here once, to ask what nobody else knows: how long it loads, what it proposes."""
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +15,6 @@ from launcher.check.started import wait_until_healthy
 from launcher.check.target import CheckFailed, Target
 
 STRATEGIES = {"MULTI_RECORD": "MultiRecord", "SINGLE_RECORD": "SingleRecord"}
-SLOWER = 3  # an instance that also downloads the image and shares its disk: three times what it took here
-LONGEST_TIMEOUT = 3600
-ROUNDED_TO = 60
 
 
 @dataclass(frozen=True)
@@ -30,43 +26,32 @@ class Probe:
     execution_parameters: Mapping[str, Any]
     """The answer of /execution-parameters; empty where the container has none."""
 
-    def proposals(self, origin: str) -> list[tuple[str, str, str]]:
-        """(setting, value, where it comes from); of a setting without a value, SageMaker's default is right."""
-        answer = self.execution_parameters
-        asked = f"{contract.EXECUTION_PARAMETERS_PATH} of {origin}"
-        rows = [
-            (setting, str(read(answer[member])), asked)
-            for setting, member, read in (
-                ("transform.max_concurrent", "MaxConcurrentTransforms", int),
-                ("transform.strategy", "BatchStrategy", STRATEGIES.__getitem__),
-                ("transform.max_payload_mb", "MaxPayloadInMB", int),
-            )
-            if member in answer
-        ]
-        return [*rows, ("endpoint.startup_timeout", startup_timeout(self.load_seconds), self._loaded(origin))]
 
-    def _loaded(self, origin: str) -> str:
-        return (
-            f"{origin} was healthy after {self.load_seconds:.1f} s here, x {SLOWER}; "
-            f"SageMaker's own limit is {contract.STARTUP_TIMEOUT_SECONDS} s"
-        )
+def settings_of(execution_parameters: Mapping[str, Any]) -> dict[str, str]:
+    """The answer as settings of the launcher's: `transform.strategy` -> `MultiRecord`; those it names.
 
-
-def startup_timeout(load_seconds: float) -> str:
-    """`ContainerStartupHealthCheckTimeoutInSeconds` for a model that loads so long; empty where the default will do."""
-    needed = SLOWER * load_seconds
-    if needed <= contract.STARTUP_TIMEOUT_SECONDS:
-        return ""
-    return str(min(LONGEST_TIMEOUT, math.ceil(needed / ROUNDED_TO) * ROUNDED_TO))
+    Raises:
+        ValueError, TypeError, KeyError: it names one in a way that SageMaker does not understand.
+    """
+    reading: tuple[tuple[str, str, Any], ...] = (
+        ("transform.max_concurrent", "MaxConcurrentTransforms", int),
+        ("transform.strategy", "BatchStrategy", STRATEGIES.__getitem__),
+        ("transform.max_payload_mb", "MaxPayloadInMB", int),
+    )
+    return {
+        setting: str(read(execution_parameters[member]))
+        for setting, member, read in reading
+        if member in execution_parameters
+    }
 
 
 def probe(target: Target, model: Path, environment: Mapping[str, str], directory: Path) -> Probe:
-    """Start the container as a batch job does, ask, and remove it.
+    """Start the container, ask, and remove it.
 
     Args:
         target: the image, or our own code.
         model: an unpacked model archive.
-        environment: the job's variables.
+        environment: the variables of the job or endpoint; a batch job's has SAGEMAKER_BATCH.
         directory: empty; for the container's files.
 
     Raises:
@@ -76,7 +61,7 @@ def probe(target: Target, model: Path, environment: Mapping[str, str], directory
     bench = Bench(target, Materials(model=model), directory, (SERVE,), patience)
     try:
         began = time.monotonic()
-        server = bench.start_server({contract.BATCH: "true", **environment}, bench.model)
+        server = bench.start_server(dict(environment), bench.model)
         wait_until_healthy(server, patience.startup)
         seconds = time.monotonic() - began
         answer = send(server.address, "GET", contract.EXECUTION_PARAMETERS_PATH)
@@ -93,7 +78,7 @@ def parameters(body: bytes) -> dict[str, Any]:
     """
     try:
         answer = dict(json.loads(body))
-        Probe(0, answer).proposals("")
+        settings_of(answer)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckFailed(
             f"{contract.EXECUTION_PARAMETERS_PATH} answered {body[:200]!r}; MaxConcurrentTransforms and "

@@ -1,11 +1,10 @@
 """Verbs about jobs: train, transform, and what one does with a job afterwards."""
 
 import json
-import logging
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -22,14 +21,9 @@ from launcher.commands.options import (
     show_table,
     tell_price,
 )
-from launcher.commands.probe import show_probe
+from launcher.commands.probe import propose, show_probe
 from launcher.console import table
 from launcher.errors import ConfigError
-
-if TYPE_CHECKING:
-    from launcher.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 JOBS_SHOWN = 50
 
@@ -74,10 +68,9 @@ def transform(options: Options, model: str | None, probe: bool) -> None:
         return show_probe(options, settings)
     from launcher import run
 
-    tell_origin(settings)
-
     tell_price(options, "transform", settings)
     project = open_project(settings, options)
+    propose(options, settings, project)
     name = project.start_transform()
     if options.no_wait:
         return show(options, {"name": name}, [f"next: {command('logs -f', name, options)}"])
@@ -85,16 +78,6 @@ def transform(options: Options, model: str | None, probe: bool) -> None:
     output = description["TransformOutput"]["S3OutputPath"]
     result = {"name": name, "status": description["TransformJobStatus"], "output": output}
     return show(options, result, [f"-> transformed {name}", f"next: {command('download', f'{output}/ .', options)}"])
-
-
-def tell_origin(settings: "Settings") -> None:
-    """Say who decides how records become requests where the configuration does not."""
-    section = settings.config.transform
-    members = {"max_concurrent": section.max_concurrent, "strategy": section.strategy}
-    left_open = [name for name, value in {**members, "max_payload_mb": section.max_payload_mb}.items() if value is None]
-    if left_open:
-        names = ", ".join(left_open)
-        logger.info("   transform.%s: the container says when the job starts; --probe asks it here", names)
 
 
 @click.command()

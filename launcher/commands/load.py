@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.commands.endpoints import read_body
+from launcher.commands.invoke import mode_of, read_body
 from launcher.commands.options import (
     LOCAL_HOME,
     Options,
@@ -54,8 +54,6 @@ def load(options: Options, files: tuple[Path, ...], **given: Any) -> None:
     settings = load_settings(options)
     name = given["endpoint"] or endpoint_name(settings.config)
     planned = plan_of(given)
-    if settings.config.endpoint.asynchronous is not None and not given["endpoint"]:
-        raise ConfigError(f"{name} is asynchronous and answers into S3; `load` measures answers that are waited for")
     if options.dry_run:
         return show_call(options, "InvokeEndpoint", {"EndpointName": name}, "sagemaker-runtime")
     from launcher.invoke import Request, check_size, content_type_of
@@ -68,9 +66,12 @@ def load(options: Options, files: tuple[Path, ...], **given: Any) -> None:
         Request(name, read_body(file), given["content_type"] or content_type_of(file), given["accept"], **targets)
         for file in files
     ]
-    for request in requests:
-        check_size(request)
     project = open_project(settings, options)
+    mode = mode_of(project, name)
+    if mode == "asynchronous":
+        raise ConfigError(f"{name} is asynchronous and answers into S3; `load` measures answers that are waited for")
+    for request in requests:
+        check_size(request, mode)
     fleet = fleet_of(project, name, given["target_variant"], options.local)
     if not options.json:
         click.echo(f"   {name}: at most {planned.seconds:.0f} s\n   " + row_text(HEADER))

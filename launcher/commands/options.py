@@ -125,7 +125,7 @@ def open_project(settings: "Settings", options: Options) -> "Project":
     from launcher.project import Project
 
     progress = progress_for(stdout_or_stderr(options.json))
-    return Project(settings.config, settings.directory, Aws(settings.config.region), progress)
+    return Project(settings.config, settings.directory, Aws(settings.config.region), progress, LOCAL_HOME)
 
 
 def tell_price(options: Options, kind: Literal["train", "transform", "deploy"], settings: "Settings") -> None:

@@ -1,5 +1,6 @@
 """`endpoint`: an endpoint, and the variants, containers or components behind it."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -151,6 +152,20 @@ class Endpoint(Section):
         return self
 
     @model_validator(mode="after")
+    def _multi_model_has_a_prefix(self) -> "Endpoint":
+        if not self.multi_model:
+            return self
+        named = [variant.model for variant in self.variants] or [self.model or ""]
+        single = [model for model in named if not re.fullmatch(r"s3://[^/]+/.+(?<!\.tar\.gz)", model)]
+        if single:
+            raise ValueError(
+                f"multi_model: true and model={single[0]!r}; many models lie below a prefix such as s3://bucket/models/"
+            )
+        if self.asynchronous:  # InvokeEndpointAsync has no TargetModel
+            raise ValueError("multi_model excludes asynchronous; remove one of the two")
+        return self
+
+    @model_validator(mode="after")
     def _containers_agree(self) -> "Endpoint":
         if not self.containers:
             return self
@@ -195,6 +210,7 @@ class Endpoint(Section):
             "capture": self.capture,
             "multi_model": self.multi_model,
             "shadow": self.shadow,
+            "rollout": self.rollout,
             "several variants": len(self.variants) > 1,
         }
         clash = [name for name, value in taken.items() if value]

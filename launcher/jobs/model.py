@@ -28,6 +28,8 @@ class ServedModel:
     uri: str
     size_bytes: int | None = None
     """Length of the archive, where it is known."""
+    etag: str = ""
+    """The same archive has the same; empty where it is not known."""
     measured: Measured | None = None
     """How long it took on this machine, where somebody has looked."""
 
@@ -42,7 +44,7 @@ def together(models: Iterable[ServedModel]) -> ServedModel:
         if known and len(known) == len(models)
         else None
     )
-    return ServedModel("", sum(sizes) if sizes else None, measured)
+    return ServedModel("", sum(sizes) if sizes else None, measured=measured)
 
 
 def model_call(

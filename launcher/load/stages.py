@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from botocore.exceptions import ClientError
-
 from launcher.aws import Aws
 from launcher.errors import AwsRefused, JobFailed, LauncherError
-from launcher.invoke import Request, invoke, summary
+from launcher.invoke import Request, invoke
+from launcher.load.measure import error_kind, summary
 
 MOST_SENDERS = 256
 GROWTH = 1.05  # less more throughput than this is none
@@ -197,12 +196,3 @@ class _Senders:
         with self._lock:
             self.first = self.first or str(error)
             self.errors[error_kind(error)] += 1
-
-
-def error_kind(error: LauncherError) -> str:
-    """A few words under which errors are counted: `container 500`, `ThrottlingException`, `ReadTimeoutError`."""
-    cause = error.__cause__.__cause__ if isinstance(error.__cause__, AwsRefused) else error.__cause__
-    if isinstance(cause, ClientError):
-        status = cause.response.get("OriginalStatusCode")
-        return f"container {status}" if status else cause.response["Error"]["Code"]
-    return type(cause or error).__name__

@@ -2,7 +2,8 @@
 
 import pytest
 
-from launcher import attachments, deployment
+from launcher import attachments
+from launcher.deployment import deploy
 from launcher.errors import ConfigError, JobFailed, TimedOut
 
 ROLE = "name: digits\nrole: arn:aws:iam::123456789012:role/jobs\n"
@@ -130,22 +131,18 @@ def test_a_component_that_never_ends_is_told(wanted, canned, listed, monkeypatch
 
 
 def test_the_plan_says_how_the_traffic_will_move(project):
-    from launcher.jobs.api import ApiCall
-
-    update = deployment.Step("update", ApiCall("sagemaker", "UpdateEndpoint", {"EndpointName": "digits"}))
-    planned = deployment.Plan("digits", "new", "old", (update,))
-    text = deployment.rollout_text(project(yaml=ALARMS), planned)
+    text = deploy.rollout_text(project(yaml=ALARMS))
     assert text == "canary: 10%, 100% of the traffic, 600 s each; taken back by theirs, digits-main-errors"
     rolling = project("endpoint.rollout={type: rolling, percent: 50}", yaml=ROLE)
     expected = "rolling: 50%, 100% of the instances, 600 s each; nothing takes it back: no alarms"
-    assert deployment.rollout_text(rolling, planned) == expected
-    assert deployment.rollout_text(project(yaml=ROLE), planned) == ""
+    assert deploy.rollout_text(rolling) == expected
+    assert deploy.rollout_text(project(yaml=ROLE)) == ""
 
 
 def test_invoke_knows_the_projects_components(config):
     from types import SimpleNamespace
 
-    from launcher.commands.endpoints import component_asked
+    from launcher.commands.invoke import component_asked
 
     several = "{name: a, model: s3://b/1}, {name: b, model: s3://b/1}"
     settings = SimpleNamespace(config=config(f"endpoint.components=[{several}]"))
@@ -156,12 +153,3 @@ def test_invoke_knows_the_projects_components(config):
     one = SimpleNamespace(config=config("endpoint.components=[{name: a, model: s3://b/1}]"))
     assert component_asked(one, "digits", None) == "digits-a"
     assert component_asked(SimpleNamespace(config=config()), "digits", None) is None
-
-
-def test_a_rollback_to_what_is_served_already_is_refused(project, canned):
-    arn = "arn:aws:sagemaker:us-east-1:123456789012:endpoint/digits"
-    canned("DescribeEndpoint", {"EndpointConfigName": "old", "EndpointArn": arn})
-    canned("ListTags", {"Tags": [{"Key": deployment.PREVIOUS_TAG, "Value": "old"}]})
-    canned("DescribeEndpointConfig", {"EndpointConfigName": "old"})
-    with pytest.raises(ConfigError, match="serves old already"):
-        deployment.rollback(project(yaml=ROLE), "digits")

@@ -47,32 +47,36 @@ def test_another_refusal_stays_one(aws, canned):
         invoke.invoke(aws, REQUEST)
 
 
-def test_a_body_that_is_too_large_is_refused_before_it_is_sent(aws, sent):
-    with pytest.raises(ConfigError, match=r"use a transform job, or an asynchronous endpoint"):
-        invoke.invoke(aws, invoke.Request("digits", b"x" * (25 * 1024 * 1024 + 1), "text/csv"))
-    assert sent == []
+@pytest.mark.parametrize(
+    ("mode", "megabytes", "message"),
+    [
+        ("serverless", 5, r"a serverless endpoint takes 4,194,304 .4 MB.; take a real-time.*25 MB.*async.*1024 MB"),
+        ("real-time", 26, r"a real-time endpoint takes .*25 MB.; take an asynchronous one, with endpoint.async"),
+        ("asynchronous", 1025, "no endpoint takes more than 1024 MB; split it, and let a transform job send the parts"),
+    ],
+)
+def test_a_body_over_the_modes_limit_is_refused_with_what_takes_more(mode, megabytes, message):
+    class Body(bytes):
+        def __len__(self):
+            return megabytes * 2**20
+
+    with pytest.raises(ConfigError, match=message):
+        invoke.check_size(invoke.Request("digits", Body(), "text/csv"), mode)
+    invoke.check_size(invoke.Request("digits", b"x" * 100, "text/csv"), mode)
 
 
-def test_many_requests_are_measured(aws, monkeypatch):
-    monkeypatch.setattr(invoke, "invoke", lambda *_: invoke.Answer(b"", "", "", 0.01))
-    measured = invoke.measure(aws, REQUEST, repeat=20, concurrency=4)
-    assert (measured.requests, measured.errors) == (20, 0)
-    assert measured.p50_ms == pytest.approx(10)
-
-
-def test_requests_that_fail_are_counted(aws, canned):
-    canned("InvokeEndpoint", {"Error": {"Code": "ValidationError", "Message": "no"}}, service="sagemaker-runtime")
-    with pytest.raises(JobFailed, match="none of 3 requests was answered"):
-        invoke.measure(aws, REQUEST, repeat=3, concurrency=2)
-
-
-def test_percentiles_are_those_of_the_answered():
-    measured = invoke.summary([0.001 * n for n in range(1, 101)], 101, elapsed=10.0)
-    assert measured.errors == 1
-    assert measured.requests_per_second == 10
-    assert measured.p50_ms == pytest.approx(50.5)
-    assert measured.p99_ms == pytest.approx(99.01)
-    assert measured.max_ms == pytest.approx(100)
+@pytest.mark.parametrize(
+    ("described", "mode"),
+    [
+        ({"ProductionVariants": [{"VariantName": "main"}]}, "real-time"),
+        ({"ProductionVariants": [{"VariantName": "main", "CurrentServerlessConfig": {}}]}, "serverless"),
+        ({"AsyncInferenceConfig": {}}, "asynchronous"),
+        ({}, "real-time"),  # it is being created
+    ],
+)
+def test_the_service_says_how_an_endpoint_is_asked(described, mode, aws, canned):
+    canned("DescribeEndpoint", described)
+    assert invoke.mode_of(aws, "digits") == mode
 
 
 def test_the_parts_of_a_stream_come_one_by_one(aws, canned):
@@ -143,12 +147,13 @@ def test_the_content_type_follows_the_ending(name, content_type):
 
 
 @pytest.fixture
-def verbs(aws, monkeypatch, tmp_path):
+def verbs(aws, canned, monkeypatch, tmp_path):
     """A project directory whose account is moto's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("launcher.aws.Aws", lambda region: aws)
     (tmp_path / "row.json").write_text("[1]")
     (tmp_path / "launcher.yaml").write_text("name: digits\nrole: arn:aws:iam::123456789012:role/jobs\n")
+    canned("DescribeEndpoint", {"Error": {"Code": "AccessDeniedException", "Message": "no"}})  # invoking is enough
 
 
 @pytest.mark.usefixtures("verbs")
@@ -184,14 +189,14 @@ def test_the_models_of_a_multi_model_endpoint_are_kept(aws, capsys, tmp_path):
     aws.ensure_bucket("bucket")
     (tmp_path / "m.tar.gz").write_bytes(b"x" * 10)
     options = ["--set", "endpoint.multi_model=true", "--set", "endpoint.model=s3://bucket/models"]
-    assert cli.main(["models", "add", "a.tar.gz", "m.tar.gz", *options]) == 0
+    assert cli.main(["endpoints", "models", "add", "a.tar.gz", "m.tar.gz", *options]) == 0
     assert "next: python -m launcher invoke FILE --target-model a.tar.gz" in capsys.readouterr().out
-    assert cli.main(["models", "ls", *options]) == 0
+    assert cli.main(["endpoints", "models", "ls", *options]) == 0
     assert "a.tar.gz  10 B" in capsys.readouterr().out
-    assert cli.main(["models", "rm", "a.tar.gz", *options]) == 0
-    assert cli.main(["models", "ls", *options]) == 0
+    assert cli.main(["endpoints", "models", "rm", "a.tar.gz", *options]) == 0
+    assert cli.main(["endpoints", "models", "ls", *options]) == 0
     assert "none" in capsys.readouterr().out
-    assert cli.main(["models", "ls"]) == 2
+    assert cli.main(["endpoints", "models", "ls"]) == 2
     assert "set endpoint.multi_model: true" in capsys.readouterr().err
     for verb in (["ls"], ["add", "a", "m.tar.gz"], ["rm", "a"]):
-        assert cli.main(["models", *verb, "--dry-run", *options]) == 0
+        assert cli.main(["endpoints", "models", *verb, "--dry-run", *options]) == 0

@@ -100,7 +100,17 @@ def test_defaults_of_the_local_sagemaker_yield_to_the_file(tmp_path):
         ("endpoint: {scaling: {max: 2}}", "scaling.target is not set"),
         ("endpoint: {scaling: {min: 0, max: 2, target: 5}}", "needs asynchronous: true"),
         ("endpoint: {containers: [{name: a}]}", "several containers are at least two"),
-        ("endpoint: {multi_model: true, containers: [{name: a}, {name: b}]}", "containers excludes variants"),
+        (
+            "endpoint: {multi_model: true, model: s3://b/m/, containers: [{name: a}, {name: b}]}",
+            "containers excludes variants",
+        ),
+        (
+            "endpoint: {multi_model: true}",
+            "multi_model: true and model=''; many models lie below a prefix such as s3://",
+        ),
+        ("endpoint: {multi_model: true, model: s3://b/m.tar.gz}", "many models lie below a prefix"),
+        ("endpoint: {multi_model: true, model: s3://b/m/, asynchronous: true}", "multi_model excludes asynchronous"),
+        ("endpoint: {serverless: true, rollout: {type: canary}}", "serverless excludes rollout"),
         ("endpoint: {scaling: {min: 3, max: 2}}", "min=3 is larger than max=2"),
         ("network: {subnets: [subnet-1]}", "go together"),
         ("name: ${NOT_SET}", "launcher.yaml:1: the variable NOT_SET is not set"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher import cli
-from launcher.check.probe import Probe, parameters, probe, startup_timeout
+from launcher.check.probe import parameters, probe, settings_of
 from launcher.check.process_target import ProcessTarget
 from launcher.check.target import CheckFailed
 
@@ -40,7 +40,7 @@ def test_a_container_says_what_it_proposes_and_how_long_it_loads(model, tmp_path
 
 def test_a_container_without_the_path_proposes_nothing_but_time(model, tmp_path):
     found = probe(fake("no-execution-parameters"), model, {}, tmp_path / "bench")
-    assert [row[0] for row in found.proposals("it")] == ["endpoint.startup_timeout"]
+    assert settings_of(found.execution_parameters) == {}
 
 
 def test_a_container_that_ends_says_why(model, tmp_path):
@@ -57,21 +57,13 @@ def test_an_answer_that_a_job_would_fail_on_is_refused(body):
         parameters(body)
 
 
-@pytest.mark.parametrize(("seconds", "timeout"), [(3, ""), (160, ""), (161, "540"), (5000, "3600")])
-def test_a_slow_model_gets_a_longer_start(seconds, timeout):
-    assert startup_timeout(seconds) == timeout
-
-
 def test_proposals_are_settings_in_the_launchers_words():
     answer = {"MaxConcurrentTransforms": 8, "BatchStrategy": "SINGLE_RECORD", "MaxPayloadInMB": 6}
-    rows = Probe(1.0, answer).proposals("image")
-    assert [row[:2] for row in rows] == [
-        ("transform.max_concurrent", "8"),
-        ("transform.strategy", "SingleRecord"),
-        ("transform.max_payload_mb", "6"),
-        ("endpoint.startup_timeout", ""),
-    ]
-    assert rows[0][2] == "/execution-parameters of image"
+    assert settings_of(answer) == {
+        "transform.max_concurrent": "8",
+        "transform.strategy": "SingleRecord",
+        "transform.max_payload_mb": "6",
+    }
 
 
 # --- the verb ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import pytest
 
 from launcher.errors import ConfigError
 from launcher.jobs import components, endpoint
-from launcher.jobs.model import Measured, ServedModel
+from launcher.jobs.model import ServedModel
 from launcher.jobs.timeouts import timeouts
 from launcher.jobs.update import return_call, update_call
 from launcher.validate import problems
@@ -44,7 +44,9 @@ endpoint:
   - {name: a, model: s3://b/1, copies: 2, cpus: 1, environment: {A: 1}}
   - {name: b, model: s3://b/2, accelerators: 1}
 """,
-    "multi_model": "name: digits\nendpoint: {multi_model: true, instance_type: ml.m5.xlarge}",
+    "multi_model": """name: digits
+endpoint: {multi_model: true, model: s3://bucket/models/, instance_type: ml.m5.xlarge}
+""",
 }
 
 

@@ -10,7 +10,8 @@ import pytest
 from launcher.aws import Aws
 from launcher.errors import ConfigError, JobFailed, TimedOut
 from launcher.invoke import Request
-from launcher.load.stages import Load, Plan, Stage, error_kind, run, stage_of, why_end
+from launcher.load.measure import error_kind
+from launcher.load.stages import Load, Plan, Stage, run, stage_of, why_end
 
 
 class Endpoint(ThreadingHTTPServer):
@@ -221,12 +222,17 @@ def test_a_serverless_endpoint_is_advised_otherwise(verb, canned_endpoint, capsy
         (["--stages", "300"], "each must be between 1 and 256"),
         (["--duration", "2h"], "between a second and an hour"),
         (["--duration", "soon"], "is no duration"),
-        (["--set", "endpoint.asynchronous=true"], "digits is asynchronous and answers into S3"),
     ],
 )
 def test_a_run_without_bounds_is_refused(verb, arguments, problem, capsys):
     assert verb(*arguments) == ConfigError.exit_code
     assert problem in capsys.readouterr().err
+
+
+def test_an_asynchronous_endpoint_is_not_loaded(verb, canned_endpoint, monkeypatch, capsys):
+    monkeypatch.setattr("launcher.invoke.mode_of", lambda *_: "asynchronous")
+    assert verb() == ConfigError.exit_code
+    assert "digits is asynchronous and answers into S3" in capsys.readouterr().err
 
 
 def test_a_dry_run_sends_nothing(verb, endpoint, capsys):

@@ -1,0 +1,1 @@
+"""An endpoint's life: deployed, gone back with, deleted, and reaped when nobody needs it."""

@@ -1,5 +1,6 @@
 """Image folders as uint8 tensors, and an order of samples that depends on seed and epoch, never on the rank."""
 
+import dataclasses
 import logging
 import math
 from collections import Counter
@@ -20,8 +21,9 @@ from container.train.shared_memory import loader_options
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".webp"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp"})
 MEMORY_BYTES = 512 * 1024**2  # decoded images up to this are kept by every rank; beyond it they are decoded per step
+MOST_UNREADABLE = 0.05  # of the files that are decoded at the start: more is no accident
 SAMPLE = 500  # images looked at to decide size, channels and normalisation
 TINY_PIXELS = 64  # below, the small network, and no mirroring: a mirrored digit is another sign
 LARGEST_NATIVE_PIXELS = 256
@@ -58,6 +60,13 @@ def scan_folder(root: Path) -> ImageFolder:
     return ImageFolder(root, tuple(sorted(name for name in files if "/" in name)))
 
 
+def other_files(root: Path) -> Counter[str]:
+    """Suffix -> how many files in class folders are left out because of it."""
+    paths = list_files(root) if root.is_dir() else []
+    suffixes = [path.suffix.lower() for path in paths if path.parent != root]
+    return Counter(suffix or "no suffix" for suffix in suffixes if suffix not in SUFFIXES)
+
+
 def describe_images(folder: ImageFolder, classes: Sequence[str], architecture: str, image_size: int) -> ModelSignature:
     """Decide input size, channels, normalisation and network from a sample of the images.
 
@@ -66,10 +75,15 @@ def describe_images(folder: ImageFolder, classes: Sequence[str], architecture: s
         classes: in the order of the network's outputs.
         architecture: "" to choose by size.
         image_size: 0 to choose by the images.
+
+    Raises:
+        DataError: none of them can be decoded.
     """
     step = max(1, len(folder.files) // SAMPLE)
     paths = [folder.root / name for name in folder.files[::step]]
-    extents = [_read(path, image_extent) for path in paths]
+    extents = [extent for path in paths if (extent := _read_if_whole(path, image_extent))]
+    if not extents:
+        _read(paths[0], image_extent)
     channels = max(channels for channels, _, _ in extents)
     sizes = Counter((height, width) for _, height, width in extents)
     height, width = next(iter(sizes))
@@ -77,8 +91,11 @@ def describe_images(folder: ImageFolder, classes: Sequence[str], architecture: s
         height = width = image_size
     elif len(sizes) > 1 or max(height, width) > LARGEST_NATIVE_PIXELS:
         height = width = usual_pixels([max(extent[1:]) for extent in extents])
-    decoded = [_read(path, lambda encoded: decode_image(encoded, channels)) for path in paths]
-    pixels = torch.stack([resize_image(image, height, width) for image in decoded])
+    decoded = [_read_if_whole(path, lambda encoded: decode_image(encoded, channels)) for path in paths]
+    whole = [resize_image(image, height, width) for image in decoded if image is not None]
+    if not whole:
+        _read(paths[0], lambda encoded: decode_image(encoded, channels))
+    pixels = torch.stack(whole)
     scaled = pixels.double() / 255
     return ModelSignature(
         architecture=architecture or ("convnet" if max(height, width) <= TINY_PIXELS else "resnet18"),
@@ -109,13 +126,21 @@ def _read(path: Path, read: Callable[[bytes], Result]) -> Result:
         raise DataError(f"{path} is not an image that can be decoded: {error}") from error
 
 
+def _read_if_whole(path: Path, read: Callable[[bytes], Result]) -> Result | None:
+    """What `read` makes of a file; None where it is no image that can be decoded."""
+    try:
+        return _read(path, read)
+    except DataError:
+        return None
+
+
 class ImageData(Dataset[Batch]):
     """A channel's images with labels; in memory when they are few, else decoded when asked for."""
 
     def __init__(
         self, folder: ImageFolder, signature: ModelSignature, num_workers: int, ranks_per_host: int = 1
     ) -> None:
-        """Read the channel.
+        """Read the channel. Of images that are kept in memory, those that cannot be decoded are left out.
 
         Args:
             folder: of the channel.
@@ -124,7 +149,7 @@ class ImageData(Dataset[Batch]):
             ranks_per_host: share this host's memory.
 
         Raises:
-            DataError: a class that the training channel does not have.
+            DataError: a class that the training channel does not have, or too many files that are no images.
         """
         unknown = set(folder.class_names) - set(signature.classes)
         if unknown:
@@ -132,11 +157,32 @@ class ImageData(Dataset[Batch]):
         self.folder, self.signature = folder, signature
         self.num_workers, self.ranks_per_host = num_workers, ranks_per_host
         self._loader_options: dict[str, Any] | None = None
-        self.labels = torch.tensor([signature.classes.index(name) for name in folder.class_names], dtype=torch.int64)
         self.images: torch.Tensor | None = None  # uint8 [N, C, H, W]
         if len(folder.files) * math.prod(signature.image_shape) <= MEMORY_BYTES and folder.files:
-            with ThreadPoolExecutor(max(1, num_workers)) as pool:
-                self.images = torch.stack(list(pool.map(self.read_image, range(len(folder.files)))))
+            self.images = self._read_all()
+        places = {name: place for place, name in enumerate(signature.classes)}
+        self.labels = torch.tensor([places[name] for name in self.folder.class_names], dtype=torch.int64)
+
+    def _read_all(self) -> torch.Tensor:
+        """Every image that can be decoded; from now on the folder has no others."""
+        files = self.folder.files
+        with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
+            images = list(pool.map(self._read_if_whole, range(len(files))))
+        bad = [place for place, image in enumerate(images) if image is None]
+        if len(bad) > MOST_UNREADABLE * len(files):
+            self.read_image(bad[0])  # raises
+        if bad:
+            names, root = ", ".join(files[place] for place in bad[:5]), self.folder.root
+            logger.warning("%s: %d of %d files are no images, and left out: %s", root, len(bad), len(files), names)
+            whole = tuple(file for file, image in zip(files, images, strict=True) if image is not None)
+            self.folder = dataclasses.replace(self.folder, files=whole)
+        return torch.stack([image for image in images if image is not None])
+
+    def _read_if_whole(self, index: int) -> torch.Tensor | None:
+        try:
+            return self.read_image(index)
+        except DataError:
+            return None
 
     def __len__(self) -> int:
         return len(self.folder.files)

@@ -12,6 +12,8 @@ from matplotlib import pyplot as plt
 
 from container.train.errors import THUMBNAIL_PIXELS, Mistake
 
+plt.rcParams["text.parse_math"] = False  # a class name may have dollars
+
 GAP_PIXELS = 30  # below each picture, for two lines of text
 NAME_LETTERS = 16  # of a class
 

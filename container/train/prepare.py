@@ -16,7 +16,15 @@ from container.train import fsdp
 from container.train.average import MovingAverage
 from container.train.backend import process_group_backend
 from container.train.checkpoint import Checkpoints
-from container.train.data import DataError, ImageData, ImageFolder, describe_images, scan_folder
+from container.train.data import (
+    SUFFIXES,
+    DataError,
+    ImageData,
+    ImageFolder,
+    describe_images,
+    other_files,
+    scan_folder,
+)
 from container.train.environment import TrainingEnvironment, usable_cores
 from container.train.hyperparameters import HyperparameterError
 from container.train.job import Job, Phases, Process, amp_dtype, channels_last, local_world_size
@@ -28,6 +36,8 @@ from container.train.sharded import ShardedCheckpoints
 from container.train.transfer import Start, find_start
 
 logger = logging.getLogger(__name__)
+
+IMBALANCE = 10  # times the smallest class, from which the largest one is worth a line
 
 
 @dataclass(frozen=True)
@@ -58,26 +68,58 @@ def load_data(environment: TrainingEnvironment, settings: Settings, process: Pro
     """Every channel's images, and the signature that all ranks derive from channel `train` and the weights to start at.
 
     Raises:
-        DataError: channel `train` is empty on a host; every rank raises, so that none waits for another. Or there
-            are no weights where there should be some: see `find_start`.
+        DataError: a channel without images, or one class alone; every rank raises, so that none waits for another.
+            Or there are no weights where there should be some: see `find_start`.
+        HyperparameterError: a setting that needs another channel.
     """
+    if settings.patience and "validation" not in environment.channels:
+        raise HyperparameterError(
+            f"patience={settings.patience} needs a channel 'validation', whose accuracy it follows"
+        )
     start = find_start(environment, settings.model)
     names = [name for name in ("train", "validation", "test") if name in environment.channels]
     folders = {name: scan_folder(environment.opt_ml.channel(name)) for name in names}
-    counts = process.of_all((environment.current_host, len(folders["train"].files)))
-    empty = sorted({host for host, count in counts if count == 0})
-    if empty:
-        raise DataError(
-            f"channel 'train' has no <class>/<image> on {', '.join(empty)}: "
-            "with ShardedByS3Key there must be more objects than hosts"
-        )
+    check_folders(environment, process, folders)
     classes = sorted({name for names in process.of_all(set(folders["train"].class_names)) for name in names})
+    if len(classes) == 1:
+        raise DataError(one_class(folders["train"]))
     signature = describe(folders["train"], classes, settings, start) if process.is_first else None
     signature = process.from_first(signature)
     ranks, workers = local_world_size(), settings.compute.num_workers
     workers = workers if workers >= 0 else max(1, usable_cores() // ranks)
     data = {name: ImageData(folder, signature, workers, ranks) for name, folder in folders.items()}
     return Inputs(data, signature, start)
+
+
+def check_folders(environment: TrainingEnvironment, process: Process, folders: dict[str, ImageFolder]) -> None:
+    """Make sure that there are images: in channel `train` on every host, in the others anywhere.
+
+    Raises:
+        DataError: on every rank; says how images have to lie, and what lies there instead.
+    """
+    for name, folder in folders.items():
+        others = other_files(folder.root) if int(os.environ["LOCAL_RANK"]) == 0 else {}
+        listed = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(others.items()))
+        if listed and folder.files:
+            logger.warning("channel %r: by their names no images, and left out: %s", name, listed)
+        found = process.of_all((environment.current_host, len(folder.files), listed))
+        empty = sorted({host for host, count, _ in found if count == 0})
+        hosts = {host for host, _, _ in found}
+        if empty and (name == "train" or len(empty) == len(hosts)):
+            instead = next((text for _, _, text in found if text), "")
+            raise DataError(
+                f"channel {name!r} has no <class>/<image> on {', '.join(empty)} ({', '.join(sorted(SUFFIXES))}"
+                f"{f'; there are {instead}' if instead else ''})"
+                + (": with ShardedByS3Key there must be more objects than hosts" if len(empty) < len(hosts) else "")
+            )
+
+
+def one_class(folder: ImageFolder) -> str:
+    """What is wrong with a channel that has a single class: most often a folder too many."""
+    name = folder.class_names[0]
+    below = sorted({parts[1] for file in folder.files if len(parts := file.split("/")) > 2})
+    hint = f": it holds the folders {', '.join(below[:5])}; give the channel the S3Uri of {name}/" if below else ""
+    return f"channel 'train' has one class, {name!r}, and a classifier needs two{hint}"
 
 
 def describe(folder: ImageFolder, classes: list[str], settings: Settings, start: Start | None) -> ModelSignature:
@@ -110,6 +152,8 @@ def prepare(
     counts = sum(process.of_all(torch.bincount(data["train"].labels, minlength=len(signature.classes))))
     assert isinstance(counts, torch.Tensor)
     weights = class_weights(settings.loss, signature.classes, counts)
+    if weights is None and process.is_first:
+        say_imbalance(signature.classes, counts)
     return Job(
         environment=environment,
         settings=settings,
@@ -132,6 +176,21 @@ def prepare(
         shard=shard,
         steps_per_epoch=steps,
     )
+
+
+def say_imbalance(classes: tuple[str, ...], counts: torch.Tensor) -> None:
+    """One line where some classes have many times more images than others.
+
+    Args:
+        classes: in the order of the network's outputs.
+        counts: int64 [classes], training images of each.
+    """
+    fewest, most = int(counts.argmin()), int(counts.argmax())
+    if counts[most] > IMBALANCE * counts[fewest]:
+        logger.warning(
+            "class %r has %d images, %r %d: class_weights=balanced makes rare classes count as much as frequent ones",
+            *(classes[fewest], int(counts[fewest]), classes[most], int(counts[most])),
+        )
 
 
 def starting_network(settings: Settings, process: Process, signature: ModelSignature, start: Start | None) -> nn.Module:

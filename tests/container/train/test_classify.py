@@ -7,13 +7,15 @@ import re
 import shutil
 import tarfile
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torchvision.io import write_jpeg
 
 from container import contract
 from container.model import load_model
+from container.train import classify
+from container.train.settings import Settings
 
 QUICK = {"epochs": 3, "batch_size": 16}
 
@@ -158,6 +160,46 @@ def test_c59_a_job_killed_at_a_random_step_and_resumed_gives_the_same_weights_bi
 
 
 @pytest.mark.slow
+def test_a_loss_that_is_not_a_number_at_the_end_fails_the_job_unless_the_rule_says_otherwise(training_job, shapes):
+    hyperparameters = {"epochs": 1, "batch_size": 32, "optimizer.algorithm": "sgd", "optimizer.learning_rate": 1e30}
+    job = training_job(hyperparameters=hyperparameters, channels={"train": shapes / "train"})
+    assert job.run() == {"algo-1": 1}, job.log()
+    assert job.failure().startswith("UnhealthyTraining: nan: the loss is "), job.failure()
+    assert not any(job.opt_ml().model.iterdir())
+
+    job = training_job(hyperparameters=hyperparameters | {"health": "nan=warn"}, channels={"train": shapes / "train"})
+    assert job.run() == {"algo-1": 0}, job.log()
+    assert "health rule nan (warn): the loss is " in job.log()
+
+
+@pytest.mark.slow
+def test_without_a_better_accuracy_training_ends_and_the_best_epoch_is_kept(training_job, shapes):
+    channels = {"train": shapes / "train", "validation": shapes / "test"}
+    given = {"epochs": 20, "batch_size": 40, "learning_rate": 1e-9, "patience": 2, "weight_decay": 0}
+    job = training_job(channels=channels, hyperparameters=given)
+    assert job.run() == {"algo-1": 0}, job.log()
+    history = [json.loads(line) for line in (job.opt_ml().output_data / "metrics.jsonl").read_text().splitlines()]
+    validated = [entry["validation:accuracy"] for entry in history if "train:loss" in entry]
+    best = validated.index(max(validated))  # the first, unless rounding tips an image over
+    assert len(validated) == best + 3
+    assert f"in 2 epochs; left the loop at step {4 * len(validated)} of 80" in job.log()
+    assert history[-1]["validation:accuracy"] == max(validated)
+
+
+def test_the_learning_rate_warms_up_for_an_epoch_and_falls_along_half_a_cosine():
+    optimizer = torch.optim.SGD([{"params": [torch.zeros(1)], "peak_lr": 8.0}], lr=0)
+    rates = []
+    for step in range(40):
+        job = SimpleNamespace(settings=Settings(), steps_per_epoch=4, total_steps=40, step=step, optimizer=optimizer)
+        classify.set_learning_rate(job)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[:5] == pytest.approx([1.6, 3.2, 4.8, 6.4, 8.0])
+    assert rates[22] == pytest.approx(4.0)  # half of the way after warm-up
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert 0 < rates[-1] < 0.02
+
+
+@pytest.mark.slow
 def test_an_earlier_artifact_is_the_start_and_a_damaged_checkpoint_is_not(training_job, shapes, tmp_path):
     first = training_job(channels={"train": shapes / "train"}, hyperparameters={"epochs": 8})
     assert first.run() == {"algo-1": 0}, first.log()
@@ -213,36 +255,3 @@ def test_fsdp_gives_the_weights_of_ddp_also_killed_and_resumed_on_another_number
         assert largest_difference(weights(ddp), weights(job)) < 1e-4
         steps = sorted(int(path.name[-9:]) for path in job.opt_ml().checkpoints.glob("sharded-*"))
         assert (len(steps), steps[-1]) == (2, 20)
-
-
-@pytest.fixture
-def textures(tmp_path):
-    """Coloured images of many sizes in classes of very different frequency: what no default was tuned on."""
-    generator = torch.Generator().manual_seed(5)
-
-    def image(name):
-        height, width = (int(torch.randint(20, 48, (1,), generator=generator)) for _ in range(2))
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        period = int(torch.randint(4, 8, (1,), generator=generator))
-        pattern = {"stripes": rows // period, "bars": columns // period, "checks": rows // period + columns // period}
-        dark, light = torch.randint(0, 110, (3, 1, 1), generator=generator), torch.randint(130, 220, (3, 1, 1))
-        noise = torch.randint(0, 36, (3, height, width), generator=generator)
-        return (torch.where(pattern[name] % 2 == 0, dark, light) + noise).to(torch.uint8)
-
-    for channel, counts in (("train", (70, 35, 20)), ("test", (20, 20, 20))):
-        for name, count in zip(("stripes", "bars", "checks"), counts, strict=True):
-            directory = tmp_path / channel / name
-            directory.mkdir(parents=True)
-            for number in range(count):
-                write_jpeg(image(name), str(directory / f"{number}.jpg"), quality=90)
-    return tmp_path
-
-
-@pytest.mark.slow
-def test_images_nobody_has_seen_are_learnt_without_a_hyperparameter(training_job, textures):
-    job = training_job(channels={"train": textures / "train", "test": textures / "test"})
-    job.start()
-    assert job.wait(400) == {"algo-1": 0}, job.log()
-    assert "convnet for 3 classes of 3x48x48, 125 images, batch 8 over 1 rank(s), 20 epochs of 15 steps" in job.log()
-    report = json.loads((job.opt_ml().output_data / "report.json").read_text())
-    assert report["test:macro_f1"] > 0.9, report["by_class"]

@@ -11,6 +11,7 @@ from container.train.data import (
     augment,
     describe_images,
     epoch_draws,
+    other_files,
     scan_folder,
     training_batches,
 )
@@ -95,11 +96,47 @@ def test_a_class_that_training_does_not_know_is_an_error(folder, tmp_path):
         ImageData(scan_folder(tmp_path / "other"), describe(folder), 1)
 
 
-def test_a_file_that_is_no_image_is_named(folder, monkeypatch):
+def test_more_than_a_few_files_that_are_no_images_are_an_error_that_names_one(folder):
     signature = describe(folder)
     (folder.root / "a" / "3.png").write_bytes(b"not a png")
     with pytest.raises(DataError, match=r"a/3\.png is not an image that can be decoded"):
         ImageData(folder, signature, 1)
+
+
+def test_a_damaged_file_among_many_is_left_out_with_its_label_and_a_warning(folder, caplog, monkeypatch):
+    for number in range(5, 30):
+        write(folder.root / "b" / f"{number}.png", 1, 8, 8, value=255)
+    whole = (folder.root / "a" / "0.png").read_bytes()
+    (folder.root / "a" / "0.png").write_bytes(whole[:40])  # its header is well: only the pixels cannot be decoded
+    (folder.root / "a" / "1.png").write_bytes(b"")
+    many = scan_folder(folder.root)
+    with pytest.raises(DataError, match=r"a/0\.png is not an image that can be decoded"):
+        ImageData(many, describe(many), 1)  # 2 of 35
+    (folder.root / "a" / "1.png").unlink()
+    many = scan_folder(folder.root)
+    images = ImageData(many, describe(many), 1)
+    assert "1 of 34 files are no images, and left out: a/0.png" in caplog.text
+    assert (len(images), images.labels.tolist()) == (33, [0] * 3 + [1] * 30)
+    assert images.folder.files == many.files[1:]
+    assert [bool(image.any()) for image in images.images] == [bool(label) for label in images.labels]
+
+    monkeypatch.setattr(data, "MEMORY_BYTES", 0)  # where none is decoded ahead, the first one ends the job, by name
+    with pytest.raises(DataError, match=r"a/0\.png is not"):
+        next(ImageData(many, describe(many), 0).batches([torch.tensor([0])]))
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 40])
+def test_a_channel_of_damaged_files_names_the_first(tmp_path, kept_bytes):
+    write(tmp_path / "a" / "1.png", 1, 8, 8)
+    (tmp_path / "a" / "1.png").write_bytes((tmp_path / "a" / "1.png").read_bytes()[:kept_bytes])
+    with pytest.raises(DataError, match=r"a/1\.png is not an image"):
+        describe(scan_folder(tmp_path))
+
+
+def test_files_that_are_left_out_because_of_their_suffix_are_counted(folder):
+    for name in ("a/1.tif", "b/2.TIF", "b/README"):
+        (folder.root / name).touch()
+    assert other_files(folder.root) == {".tif": 2, ".txt": 1, "no suffix": 1}
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

@@ -1,13 +1,18 @@
 """The training loop against a hand-written one: steps, waiting, memory, several processes, several hosts."""
 
+import dataclasses
+import itertools
+import multiprocessing
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from jobs import (
@@ -26,98 +31,132 @@ from container.contract import OptMl
 IMAGE = "slipway-train:local"
 
 
+ROUNDS, STEPS = 20, 20  # of one epoch each
+
+
 def steady(base: Path) -> None:
-    """Steps of the built-in program's loop against a hand-written one: same network, data, augmentation, optimizer."""
+    """Steps of the built-in program's loop against a hand-written one: same network, data, augmentation, optimizer.
+
+    Each is a process of one thread; they take turns of one epoch, and neighbouring turns are compared.
+    """
+    opt_ml = job_tree(base, "steady", ["steady"], {}, {"train": write_images(base / "images", 50 * STEPS, 16)})
+    _, environ = rank_command(opt_ml, base / "runtime")
+    loops = (program_epochs(opt_ml, environ), bare_epochs(opt_ml, environ), bare_epochs(opt_ml, environ, keeps=True))
+    ours, bare, kept = zip(*take_turns(loops, ROUNDS), strict=True)
+
+    def faster(others: Sequence[Spent], member: str) -> float:
+        return statistics.median(getattr(b, member) / getattr(a, member) for a, b in zip(ours, others, strict=True))
+
+    cpu = statistics.median(spent.cpu for spent in bare) / STEPS
+    print(
+        f"steady state, {1e3 * cpu:.1f} ms of CPU per bare step: ours makes {faster(bare, 'wall'):.3f} of the bare "
+        f"loop's steps per second, {faster(bare, 'cpu'):.3f} per CPU second (bar: 0.98)"
+    )
+    print(f"  against a bare loop that keeps freed memory, as ours does: {faster(kept, 'cpu'):.3f} per CPU second")
+    waited, wall = sum(spent.waited for spent in ours), sum(spent.wall for spent in ours)
+    print(f"  waiting for data: {waited / wall:.2%} of the time (bar: 2 %)")
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of one epoch."""
+
+    wall: float
+    cpu: float
+    waited: float = 0.0
+    """For data."""
+
+
+def take_turns(loops: Sequence[Iterator[Spent]], rounds: int) -> list[list[Spent]]:
+    """What each spent in each round, after one that does not count; each loop runs in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    children, pipes = [], []
+    for loop in loops:
+        ours, theirs = context.Pipe()
+        children.append(context.Process(target=play, args=(loop, theirs), daemon=True))
+        children[-1].start()
+        theirs.close()  # else a child that dies would leave us waiting
+        pipes.append(ours)
+    results = []
+    for _ in range(rounds + 1):
+        results.append([])
+        for pipe in pipes:
+            pipe.send("go")
+            results[-1].append(pipe.recv())
+    for child in children:
+        child.kill()  # the program's loop would take SIGTERM for a wish to stop
+        child.join()
+    return results[1:]
+
+
+def play(loop: Iterator[Spent], pipe: Connection) -> None:
+    """In a child: an epoch whenever it is this loop's turn."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+    while pipe.recv():
+        pipe.send(next(loop))
+
+
+def program_epochs(opt_ml: OptMl, environ: Mapping[str, str]) -> Iterator[Spent]:
+    """The built-in program's own loop, one epoch at a time, set up as its `main` does it."""
     import torch
 
-    from container.train.environment import read_environment
-    from container.train.prepare import join_process_group, load_data
-    from container.train.settings import Settings
-
-    torch.set_num_threads(1)
-    opt_ml = job_tree(base, "steady", ["steady"], {}, {"train": write_images(base / "images", 1000, 16)})
-    _, environ = rank_command(opt_ml, base / "runtime")
-    os.environ.update(environ)
-    environment, settings = read_environment(opt_ml, environ), Settings(epochs=4, batch_size=50, seed=1)
-    process = join_process_group()
-    inputs = load_data(environment, settings, process)
-    ours, bare, waited = Spent(), Spent(), [0.0]
-    with open(os.devnull, "w") as silence:
-        out, sys.stdout = sys.stdout, silence
-        alternate(
-            lambda: ours.add(*program_loop(environment, settings, process, inputs, waited)),
-            lambda: bare.add(*bare_loop(inputs)),
-            rounds=5,
-        )
-        sys.stdout = out
-    print(
-        f"steady state, {1e3 * bare.cpu:.1f} ms of CPU per bare step: ours makes {bare.wall / ours.wall:.3f} of the "
-        f"bare loop's steps per second, {bare.cpu / ours.cpu:.3f} per CPU second (bar: 0.98)"
-    )
-    print(f"  waiting for data: {waited[0] / ours.total:.2%} of the time (bar: 2 %)")
-
-
-class Spent:
-    """Seconds per step of a loop, measured several times."""
-
-    def __init__(self) -> None:
-        self.measured: list[tuple[float, float]] = []
-        self.total = 0.0
-
-    def add(self, began: float, cpu_began: float, steps: int) -> float:
-        wall, cpu = time.perf_counter() - began, time.process_time() - cpu_began
-        self.total += wall
-        self.measured.append((wall / steps, cpu / steps))
-        return 0.0
-
-    @property
-    def wall(self) -> float:
-        return statistics.median(wall for wall, _ in self.measured[1:])
-
-    @property
-    def cpu(self) -> float:
-        return statistics.median(cpu for _, cpu in self.measured[1:])
-
-
-def program_loop(environment, settings, process, inputs, waited: list[float]) -> tuple[float, float, int]:
-    """When it began, in wall clock and CPU seconds, and how many steps it made."""
     from container.train import classify, health
+    from container.train.environment import read_environment
     from container.train.job import Phases
-    from container.train.prepare import prepare
+    from container.train.memory import keep_free_memory
+    from container.train.prepare import join_process_group, load_data, prepare
+    from container.train.settings import Settings
     from container.train.stop import GracefulStop
 
-    original = health.Health.step
+    os.environ.update(environ)
+    torch.set_num_threads(1)
+    environment, settings = read_environment(opt_ml, environ), Settings(epochs=100, batch_size=50, seed=1)
+    process = join_process_group()
+    keep_free_memory()
+    job = prepare(environment, settings, process, load_data(environment, settings, process), Phases())
+    waited, original = 0.0, health.Health.step
 
     def step(self, waited_seconds: float = 0.0) -> None:
-        waited[0] += waited_seconds
+        nonlocal waited
+        waited += waited_seconds
         original(self, waited_seconds)
 
     health.Health.step = step
-    job = prepare(environment, settings, process, inputs, Phases())
+    epoch = 0
     with GracefulStop() as stop:
-        began, cpu_began = time.perf_counter(), time.process_time()
-        classify.train(job, stop)
-    health.Health.step = original
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-    return began, cpu_began, job.step
+        while True:
+            epoch, waited = epoch + 1, 0.0
+            job.settings = dataclasses.replace(settings, epochs=epoch)
+            wall, cpu = time.perf_counter(), time.process_time()
+            classify.train(job, stop)
+            yield Spent(time.perf_counter() - wall, time.process_time() - cpu, waited)
 
 
-def bare_loop(inputs) -> tuple[float, float, int]:
+def bare_epochs(opt_ml: OptMl, environ: Mapping[str, str], keeps: bool = False) -> Iterator[Spent]:
+    """The same by hand; `keeps` freed memory, as the program does, or leaves that to the C library's defaults."""
     import torch
     from torch.nn import functional
 
     from container.model import build_network, normalize
     from container.train import data
+    from container.train.environment import read_environment
+    from container.train.memory import keep_free_memory
+    from container.train.prepare import join_process_group, load_data
+    from container.train.settings import Settings
 
+    os.environ.update(environ)
+    torch.set_num_threads(1)
+    if keeps:
+        keep_free_memory()
+    inputs = load_data(read_environment(opt_ml, environ), Settings(), join_process_group())
     signature = inputs.signature
     network = build_network(signature.architecture, 10, signature.image_shape)
     kernels, others = ([p for p in network.parameters() if (p.ndim > 1) == decays] for decays in (True, False))
     groups = [{"params": kernels, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, eps=1e-6, fused=True)
     images, labels = inputs.data["train"].images, inputs.data["train"].labels
-    began, cpu_began, steps = time.perf_counter(), time.process_time(), 0
-    for epoch in range(4):
+    for epoch in itertools.count():
+        wall, cpu = time.perf_counter(), time.process_time()
         draws = torch.rand(len(images), 6)
         for chosen in torch.randperm(len(images), generator=torch.Generator().manual_seed(epoch)).split(50):
             given = data.augment(normalize(images[chosen], signature), draws[chosen])
@@ -125,8 +164,7 @@ def bare_loop(inputs) -> tuple[float, float, int]:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            steps += 1
-    return began, cpu_began, steps
+        yield Spent(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def memory(base: Path) -> None:

@@ -80,6 +80,7 @@ def build(image: Image, directory: Path, options: Images | None = None, cache: s
             path=str(directory / image.context),
             dockerfile=str(dockerfile.resolve()),
             tag=local_reference(image),
+            platform=image.platform,  # else the engine's own, which on many a laptop is arm64
             buildargs=build_arguments(image),
             network_mode=options.network,
             cache_from=[cache] if cache else [],
@@ -170,7 +171,9 @@ def engine() -> Any:
 def _show_build(image: Image, events: Iterator[dict[str, Any]]) -> None:
     for event in events:
         if "error" in event:
-            raise JobFailed(f"the build of {local_reference(image)} failed: {event['error'].strip()}")
+            text = event["error"].strip()
+            hint = f"; for {image.platform} here, images.buildkit: true may build it" if "platform" in text else ""
+            raise JobFailed(f"the build of {local_reference(image)} failed: {text}{hint}")
         text = event.get("stream", "").rstrip()
         if text:
             logger.info("   %s", text)

@@ -83,7 +83,8 @@ def push(
             anonymous(registry) if registry else log_in(aws)
         )  # right before: a token from the start of a long build may have run out
         try:
-            uploaded = _send(client, repository, tag, login, progress)
+            # an immutable tag takes no second push, not even of the same image; ours are made of the content
+            uploaded = 0 if _is_there(login, repository, tag) else _send(client, repository, tag, login, progress)
             break
         except JobFailed as error:
             if attempt == ATTEMPTS:
@@ -250,6 +251,15 @@ def inspect_manifest(login: Login, repository: str, tag: str) -> tuple[str, int]
     if kind not in {DOCKER_MANIFEST, OCI_MANIFEST}:
         raise JobFailed(f"{repository}:{tag} has a manifest of type {kind!r}; SageMaker accepts {DOCKER_MANIFEST}")
     return digest, sum(layer["size"] for layer in manifest["layers"])
+
+
+def _is_there(login: Login, repository: str, tag: str) -> bool:
+    """Whether the registry has the tag; where it does not say, the push will."""
+    try:
+        _manifest(login, repository.partition("/")[2], tag)
+    except JobFailed:
+        return False
+    return True
 
 
 def _manifest(login: Login, repository: str, tag: str) -> tuple[str, str, dict[str, Any]]:

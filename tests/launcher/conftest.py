@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -112,6 +113,20 @@ def project(aws, tmp_path) -> Callable[..., Project]:
         return Project(settings.config, tmp_path, aws, Silent())
 
     return make
+
+
+@pytest.fixture
+def image_names() -> Iterator[Callable[[str], str]]:
+    """Repository names that no other run on this engine has; what is tagged with one is removed in the end."""
+    run = secrets.token_hex(4)
+    yield lambda what: f"slipway-test-{run}-{what}"
+    from launcher.images.build import engine
+
+    client = engine()
+    for found in client.images.list():
+        for tag in found.tags:
+            if f"slipway-test-{run}-" in tag:
+                client.images.remove(tag, force=True)
 
 
 @pytest.fixture(scope="session")

@@ -75,6 +75,21 @@ def test_the_engine_builds_an_image(tiny, caplog):
     assert "COPY one" in caplog.text
 
 
+@pytest.mark.docker
+def test_an_image_for_another_processor_comes_out_right_or_not_at_all(image_names, tiny_directory):
+    image = TrainingImage(repository=image_names("arm"), tag="1", platform="linux/arm64")
+    refusal = ""
+    try:
+        images.build(image, tiny_directory)
+    except JobFailed as error:  # of an engine whose builder knows its own processor only
+        refusal = str(error)
+    if refusal:
+        assert "wanted linux/arm64" in refusal
+        assert refusal.endswith("images.buildkit: true may build it")
+    else:
+        assert images.engine().images.get(images.local_reference(image)).attrs["Architecture"] == "arm64"
+
+
 BASE_IMAGE = os.environ.get("SLIPWAY_BASE_IMAGE", "slipway-base:bookworm")
 CACHE_MOUNT = f"""FROM {BASE_IMAGE}
 COPY one /

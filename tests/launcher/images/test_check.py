@@ -10,26 +10,24 @@ from launcher.images import build as images
 from launcher.images.check import check_image
 
 GOOD = 'FROM scratch\nCOPY app /app\nENTRYPOINT ["/app/python", "-m", "container"]\n'
-REFERENCE = "slipway-test-check:1"
 pytestmark = pytest.mark.docker
 
 
 @pytest.fixture
-def findings(tmp_path):
+def findings(tmp_path, image_names):
     """Builds a Dockerfile and returns the outcome of every check by name."""
 
     def build(dockerfile, instance_types=("ml.g5.xlarge",), **settings):
-        image = ServingImage(repository="slipway-test-check", tag="1", **settings)
+        image = ServingImage(repository=image_names("check"), tag="1", **settings)
         (tmp_path / "Dockerfile.serve").write_text(dockerfile)
         for name in ("app/python", "secret/.aws/credentials", "model/weights"):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text("x" * 2000)
         images.build(image, tmp_path)
-        found = check_image(images.engine(), image, REFERENCE, list(instance_types))
+        found = check_image(images.engine(), image, images.local_reference(image), list(instance_types))
         return {item.check: item for item in found}
 
-    yield build
-    images.engine().images.remove(REFERENCE, force=True)
+    return build
 
 
 def test_a_good_image_passes_every_check(findings):
@@ -81,10 +79,11 @@ def test_a_secret_given_as_build_argument_is_found_in_the_history(findings):
     assert "has a credential in token" in found.detail
 
 
-def test_the_verb_prints_the_checks_and_fails_with_them(findings, tmp_path, monkeypatch, capsys):
+def test_the_verb_prints_the_checks_and_fails_with_them(findings, image_names, tmp_path, monkeypatch, capsys):
     findings(GOOD + "USER 1000\n")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "launcher.yaml").write_text("images: {serving: {repository: slipway-test-check, tag: '1'}}")
+    settings = f"images: {{serving: {{repository: {image_names('check')}, tag: '1'}}}}"
+    (tmp_path / "launcher.yaml").write_text(settings)
     assert cli.main(["image", "check", "serving", "--json"]) == 5
     captured = capsys.readouterr()
     assert "1 checks failed: user" in captured.err

@@ -1,11 +1,13 @@
 """Images reach a real registry behind moto's ECR; what SageMaker would refuse is found when it arrives."""
 
+import contextlib
 import json
 import os
 import urllib.request
 from datetime import UTC, datetime
 
 import pytest
+from docker.errors import ImageNotFound
 
 from launcher import cli
 from launcher.aws import Aws
@@ -16,7 +18,6 @@ from launcher.errors import AwsRefused, ConfigError, JobFailed
 from launcher.images import build as images
 from launcher.images import registry
 
-IMAGE = TrainingImage(repository="slipway-test-push", tag="1", keep=3)
 DOCKERFILE = "FROM scratch\nCOPY packages /\nCOPY code /\n"
 
 
@@ -29,60 +30,72 @@ class Counter(Silent):
 
 
 @pytest.fixture
-def built(tmp_path):
+def image(image_names):
+    return TrainingImage(repository=image_names("push"), tag="1", keep=3)
+
+
+@pytest.fixture
+def built(tmp_path, image):
     """Builds an image of 3 MB of packages and a line of code: what changes is the code."""
     (tmp_path / "Dockerfile.train").write_text(DOCKERFILE)
     (tmp_path / "packages").write_bytes(os.urandom(3_000_000))
+    made = []
 
     def build(code):
         (tmp_path / "code").write_text(code)
-        return images.build(IMAGE, tmp_path)
+        made.append(images.build(image, tmp_path))
 
     yield build
     client = images.engine()
-    for found in client.images.list():
-        for tag in found.tags:
-            if "slipway-test-push" in tag:
-                client.images.remove(tag, force=True)
+    for identity in made:
+        with contextlib.suppress(ImageNotFound):  # built twice, it is gone by now
+            client.images.remove(identity, force=True)
+
+
+@pytest.fixture
+def push(ecr, image):
+    """Pushes it behind moto's ECR, without a pause before another attempt."""
+    return lambda progress=None: registry.push(ecr, image, None, progress or Silent(), retry_seconds=0)
 
 
 @pytest.mark.docker
-def test_a_push_makes_the_repository_and_returns_a_digest(ecr, built, registry_host):
+def test_a_push_makes_the_repository_and_returns_a_digest(ecr, built, registry_host, push, image):
     built("one")
     progress = Counter()
-    pushed = push(ecr, progress)
-    assert pushed.uri.startswith(f"{registry_host}/slipway-test-push@sha256:")
+    pushed = push(progress)
+    assert pushed.uri.startswith(f"{registry_host}/{image.repository}@sha256:")
     assert 3_000_000 < pushed.size_bytes < 3_100_000
     assert progress.done == pushed.uploaded_bytes >= 3_000_000
     (repository,) = ecr.call("ecr", "DescribeRepositories")["repositories"]
     assert repository["imageScanningConfiguration"] == {"scanOnPush": True}
     assert repository["imageTagMutability"] == "IMMUTABLE"
-    policy = ecr.call("ecr", "GetLifecyclePolicy", repositoryName="slipway-test-push")["lifecyclePolicyText"]
+    policy = ecr.call("ecr", "GetLifecyclePolicy", repositoryName=image.repository)["lifecyclePolicyText"]
     assert json.loads(policy)["rules"][0]["selection"]["countNumber"] == 3
 
 
 @pytest.mark.docker
-def test_a_push_after_a_change_of_code_sends_the_code_alone(ecr, built):
+def test_a_push_after_a_change_of_code_sends_the_code_alone(built, push):
     built("one")
-    first = push(ecr)
+    first = push()
     built("two")
-    second = push(ecr)
+    second = push()
     assert second.uploaded_bytes < 10_000
     assert second.uri != first.uri
     assert second.tag != first.tag
 
 
 @pytest.mark.docker
-def test_pushing_the_same_again_sends_nothing(ecr, built):
+def test_what_is_there_already_is_not_pushed_over_an_immutable_tag(built, push, monkeypatch):
     built("one")
-    first = push(ecr)
-    assert push(ecr) == registry.Pushed(first.uri, first.tag, first.size_bytes, 0)
+    first = push()
+    monkeypatch.setattr(registry, "_send", None)
+    assert push() == registry.Pushed(first.uri, first.tag, first.size_bytes, 0)
 
 
 @pytest.mark.docker
-def test_jobs_use_the_digest_that_was_pushed(ecr, built, tmp_path, monkeypatch, capsys):
+def test_jobs_use_the_digest_that_was_pushed(ecr, built, tmp_path, monkeypatch, capsys, image):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "launcher.yaml").write_text("images: {training: {repository: slipway-test-push, tag: '1'}}")
+    (tmp_path / "launcher.yaml").write_text(f"images: {{training: {{repository: {image.repository}, tag: '1'}}}}")
     monkeypatch.setattr("launcher.aws.Aws", lambda region: ecr)
     built("one")
     assert cli.main(["push", "training", "--json", "--output", "images.json"]) == 0
@@ -97,9 +110,9 @@ def test_jobs_use_the_digest_that_was_pushed(ecr, built, tmp_path, monkeypatch, 
 
 
 @pytest.mark.docker
-def test_an_index_of_several_images_is_refused(ecr, built, registry_host):
+def test_an_index_of_several_images_is_refused(ecr, built, registry_host, push, image):
     built("one")
-    pushed = push(ecr)
+    pushed = push()
     index = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
@@ -107,19 +120,19 @@ def test_an_index_of_several_images_is_refused(ecr, built, registry_host):
             {
                 "mediaType": media_type(),
                 "digest": pushed.uri.partition("@")[2],
-                "size": manifest_size(registry_host, pushed),
+                "size": manifest_size(registry_host, image, pushed),
             }
         ],
     }
-    put_manifest(registry_host, "index", index, index["mediaType"])
+    put_manifest(registry_host, image, "index", index)
     with pytest.raises(JobFailed, match="is an index of several images"):
-        inspect(ecr, registry_host, "index")
+        inspect(ecr, registry_host, image, "index")
 
 
 @pytest.mark.docker
-def test_a_tag_that_is_not_there_cannot_be_read_back(ecr, registry_host):
+def test_a_tag_that_is_not_there_cannot_be_read_back(ecr, registry_host, image):
     with pytest.raises(JobFailed, match="cannot be read back"):
-        inspect(ecr, registry_host, "no-such-tag")
+        inspect(ecr, registry_host, image, "no-such-tag")
 
 
 @pytest.mark.docker
@@ -129,7 +142,7 @@ def test_an_image_that_was_not_built_is_named(ecr):
 
 
 @pytest.mark.docker
-def test_a_push_that_fails_is_tried_again_with_a_fresh_login(ecr, built, monkeypatch, caplog):
+def test_a_push_that_fails_is_tried_again_with_a_fresh_login(built, monkeypatch, caplog, push):
     built("one")
     logins = []
     login = registry.log_in
@@ -151,49 +164,49 @@ def test_a_push_that_fails_is_tried_again_with_a_fresh_login(ecr, built, monkeyp
 
     monkeypatch.setattr(registry, "log_in", first_one_is_refused)
     monkeypatch.setattr(registry, "_send", send_or_fail)
-    push(ecr)
+    push()
     assert len(logins) == 2
 
 
 @pytest.mark.docker
-def test_a_registry_that_is_gone_fails_after_three_attempts(ecr, built, monkeypatch):
+def test_a_registry_that_is_gone_fails_after_three_attempts(built, monkeypatch, push, image):
     built("one")
-    monkeypatch.setattr(registry, "ensure_repository", lambda *_: "127.0.0.1:9/slipway-test-push")
-    with pytest.raises(JobFailed, match="push 127.0.0.1:9/slipway-test-push:.* failed"):
-        push(ecr)
+    monkeypatch.setattr(registry, "ensure_repository", lambda *_: f"127.0.0.1:9/{image.repository}")
+    with pytest.raises(JobFailed, match="push 127.0.0.1:9/.*-push:.* failed"):
+        push()
 
 
 @pytest.mark.docker
-def test_another_registry_needs_no_aws(aws, built, registry_host, sent):
+def test_another_registry_needs_no_aws(aws, built, registry_host, sent, image):
     built("one")
-    pushed = registry.push(aws, IMAGE, registry_host, Silent())
-    assert pushed.uri.startswith(f"{registry_host}/slipway-test-push@sha256:")
+    pushed = registry.push(aws, image, registry_host, Silent())
+    assert pushed.uri.startswith(f"{registry_host}/{image.repository}@sha256:")
     assert sent == []
 
 
 @pytest.mark.docker
-def test_what_was_pushed_last_is_pulled_as_cache(ecr, canned, built):
+def test_what_was_pushed_last_is_pulled_as_cache(ecr, canned, built, push, image):
     built("one")
-    uri = push(ecr).uri
+    uri = push().uri
     old = {"imageDigest": "sha256:" + "0" * 64, "imagePushedAt": datetime(2020, 1, 1, tzinfo=UTC)}
     new = {"imageDigest": uri.partition("@")[2], "imagePushedAt": datetime(2021, 1, 1, tzinfo=UTC)}
     canned("DescribeImages", {"imageDetails": [new, old]}, service="ecr")
-    assert registry.pull_newest(fresh(ecr), IMAGE, None) == uri
+    assert registry.pull_newest(fresh(ecr), image, None) == uri
 
 
 @pytest.mark.docker
-def test_a_cache_that_cannot_be_pulled_is_a_warning(ecr, canned, caplog):
+def test_a_cache_that_cannot_be_pulled_is_a_warning(ecr, canned, caplog, image):
     gone = {"imageDigest": "sha256:" + "0" * 64, "imagePushedAt": datetime(2020, 1, 1, tzinfo=UTC)}
     canned("DescribeImages", {"imageDetails": [gone]}, service="ecr")
-    assert registry.pull_newest(fresh(ecr), IMAGE, None) is None
+    assert registry.pull_newest(fresh(ecr), image, None) is None
     assert "cannot be pulled, so the build starts afresh" in caplog.text
 
 
-def test_without_a_previous_push_there_is_no_cache(aws):
-    assert registry.pull_newest(aws, IMAGE, None) is None
-    assert registry.pull_newest(aws, IMAGE, "elsewhere:5000") is None
-    registry.ensure_repository(aws, IMAGE)
-    assert registry.pull_newest(aws, IMAGE, None) is None
+def test_without_a_previous_push_there_is_no_cache(aws, image):
+    assert registry.pull_newest(aws, image, None) is None
+    assert registry.pull_newest(aws, image, "elsewhere:5000") is None
+    registry.ensure_repository(aws, image)
+    assert registry.pull_newest(aws, image, None) is None
 
 
 def test_an_error_event_of_the_engine_is_a_failure():
@@ -211,14 +224,14 @@ def test_the_total_of_a_push_grows_as_its_layers_are_announced(caplog, monkeypat
     assert [record.getMessage().strip() for record in caplog.records] == ["push x 50%", "push x 50%", "push x 100%"]
 
 
-def test_another_refusal_than_a_missing_repository_stands(aws, canned):
+def test_another_refusal_than_a_missing_repository_stands(aws, canned, image):
     error = {"Error": {"Code": "AccessDeniedException", "Message": "no"}}
     canned("DescribeRepositories", error, service="ecr")
     with pytest.raises(AwsRefused, match="AccessDeniedException"):
-        registry.ensure_repository(aws, IMAGE)
+        registry.ensure_repository(aws, image)
 
 
-def test_a_manifest_of_another_kind_is_refused(monkeypatch):
+def test_a_manifest_of_another_kind_is_refused(monkeypatch, image):
     monkeypatch.setattr(registry, "_manifest", lambda *_: ("application/vnd.v1+json", "sha256:1", {}))
     with pytest.raises(JobFailed, match="has a manifest of type 'application/vnd.v1"):
         registry.inspect_manifest(registry.Login("", "", ""), "r/x", "1")
@@ -229,31 +242,29 @@ def fresh(aws):
     return Aws(aws.region, aws.session)
 
 
-def push(aws, progress=None):
-    return registry.push(aws, IMAGE, None, progress or Silent(), retry_seconds=0)
-
-
 def registry_push(aws, image):
     return registry.push(aws, image, None, Silent())
 
 
-def inspect(aws, host, tag):
-    return registry.inspect_manifest(registry.log_in(aws), f"{host}/slipway-test-push", tag)
+def inspect(aws, host, image, tag):
+    return registry.inspect_manifest(registry.log_in(aws), f"{host}/{image.repository}", tag)
 
 
 def media_type():
     return registry.DOCKER_MANIFEST
 
 
-def manifest_size(host, pushed):
-    request = urllib.request.Request(f"http://{host}/v2/slipway-test-push/manifests/{pushed.tag}")
+def manifest_size(host, image, pushed):
+    request = urllib.request.Request(f"http://{host}/v2/{image.repository}/manifests/{pushed.tag}")
     request.add_header("Accept", media_type())
     with urllib.request.urlopen(request) as reply:
         return len(reply.read())
 
 
-def put_manifest(host, tag, manifest, kind):
-    url = f"http://{host}/v2/slipway-test-push/manifests/{tag}"
-    request = urllib.request.Request(url, json.dumps(manifest).encode(), {"Content-Type": kind}, method="PUT")
+def put_manifest(host, image, tag, manifest):
+    url = f"http://{host}/v2/{image.repository}/manifests/{tag}"
+    request = urllib.request.Request(
+        url, json.dumps(manifest).encode(), {"Content-Type": manifest["mediaType"]}, method="PUT"
+    )
     with urllib.request.urlopen(request):
         pass

@@ -1,6 +1,7 @@
 """The lock files: pinned with hashes, tied to no index, and each no larger than its purpose."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,19 @@ def test_every_lock_pins_what_the_tests_run(lock):
 )
 def test_a_role_installs_nothing_it_does_not_need(lock, absent):
     assert not absent & set(pinned(REQUIREMENTS / f"{lock}.txt"))
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "lock"), [("serve", "torch"), ("serve", "serve"), ("train", "torch"), ("train", "train")]
+)
+def test_an_image_for_the_cpu_leaves_out_cuda_and_torch_of_the_lock_and_nothing_else(dockerfile, lock):
+    text = (REQUIREMENTS.parent / f"Dockerfile.{dockerfile}").read_text()
+    script = re.search(rf"sed -i '(.+)' /opt/slipway/requirements/{lock}\.txt", text)[1]
+    path = REQUIREMENTS / f"{lock}.txt"
+    left = subprocess.run(["sed", script, path], capture_output=True, text=True, check=True).stdout
+    names = set(re.findall(r"^([a-z0-9][\w.-]*)==", left, re.MULTILINE))
+    gone = pinned(path).keys() - names
+    assert gone >= {"torch", "torchvision", "triton", "nvidia-cublas", "cuda-toolkit"}
+    assert all(re.match(r"torch|triton|nvidia-|cuda-", name) for name in gone)
+    assert not any(re.match(r"torch|triton|nvidia-(?!ml-py)|cuda-", name) for name in names)
+    assert all(line.startswith(("    --hash=", *names)) for line in left.splitlines())  # no half of an entry

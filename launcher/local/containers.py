@@ -59,6 +59,8 @@ class Container(Protocol):
     """A started container."""
 
     spec: ContainerSpec
+    image: str
+    """What runs: by its digest, where there is an engine that knows it."""
     last_lines: deque[str]
 
     @property

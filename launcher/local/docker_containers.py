@@ -133,6 +133,19 @@ def bridge_addresses(network: Mapping[str, Any]) -> list[str]:
     return [config.get("Gateway") or str(next(ip_network(config["Subnet"]).hosts())) for config in configs]
 
 
+def by_digest(reference: str, image: Mapping[str, Any]) -> str:
+    """`repository@sha256:…` of an image: its registry's digest, or its own id where it was never pushed.
+
+    Args:
+        reference: what was asked for, with a tag or a digest.
+        image: as the engine describes it.
+    """
+    tagged = reference.partition("@")[0]
+    repository = tagged.rpartition(":")[0] if ":" in tagged.rpartition("/")[2] else tagged
+    pushed = [digest for digest in image.get("RepoDigests") or [] if digest.startswith(f"{repository}@")]
+    return pushed[0] if pushed else f"{repository}@{image['Id']}"
+
+
 def _started(container: "DockerContainer") -> "DockerContainer":
     try:
         container.start()
@@ -156,6 +169,7 @@ class DockerContainer:
         write_line: Callable[[str], None],
     ) -> None:
         self.spec = spec
+        self.image = by_digest(spec.image, container.image.attrs)
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self.address = ("127.0.0.1", 0)
         self._container = container

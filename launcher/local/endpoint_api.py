@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from launcher.local.alarms import Alarms
-from launcher.local.checks import check_endpoint_config
 from launcher.local.endpoints import Endpoints
 from launcher.local.errors import ValidationException
+from launcher.local.hosting_checks import check_endpoint_config
 from launcher.local.platform import Platform
 from launcher.local.resources import Resources
 from launcher.local.rollout import RolloutPlan, rollout_plan

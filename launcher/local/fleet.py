@@ -216,7 +216,11 @@ class Fleet:
         """DeployedImages of a running copy."""
         running = self._instances[:1]
         return [
-            {"SpecifiedImage": item["Image"], "ResolvedImage": item["Image"], "ResolutionTime": time.time()}
+            {
+                "SpecifiedImage": served.container.spec.image,
+                "ResolvedImage": served.container.image,
+                "ResolutionTime": time.time(),
+            }
             for instance in running
-            for item in instance.server.definitions
+            for served in instance.server.containers
         ]

@@ -106,6 +106,7 @@ class ProcessContainer:
         self, spec: ContainerSpec, process: subprocess.Popen[bytes], write_line: Callable[[str], None]
     ) -> None:
         self.spec = spec
+        self.image = spec.image
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._process = process
         self._write_line = write_line

@@ -10,7 +10,6 @@ from typing import Any
 
 from launcher.local.alarms import Alarms
 from launcher.local.checks import (
-    check_model,
     check_processing_job,
     check_training_job,
     check_transform_job,
@@ -20,11 +19,11 @@ from launcher.local.endpoint_api import EndpointApi
 from launcher.local.endpoints import Endpoints
 from launcher.local.errors import (
     ResourceInUse,
-    ResourceNotFound,
     SerializationException,
     UnknownOperation,
     ValidationException,
 )
+from launcher.local.hosting_checks import check_model
 from launcher.local.jobs import Jobs
 from launcher.local.platform import Platform
 from launcher.local.resources import Resources
@@ -175,7 +174,7 @@ class SageMakerApi:
         kind = next((kind for kind in KINDS if kind.arn_type == arn_type), None)
         document = self._store.find(kind, name) if kind else None
         if kind is None or document is None:
-            raise ResourceNotFound(f"Could not find resource {request['ResourceArn']}")
+            raise ValidationException(f"Could not find resource {request['ResourceArn']}")
         return kind, document
 
     def _add_tags(self, request: Document) -> Document:

@@ -172,7 +172,7 @@ def test_tags_are_added_listed_and_deleted(aws, training_request):
     many = [{"Key": f"k{index}", "Value": ""} for index in range(50)]
     with pytest.raises(ClientError, match="at most 50 tags; .* would have 51"):
         sagemaker.add_tags(ResourceArn=arn, Tags=many)
-    with pytest.raises(ClientError, match="ResourceNotFound.*Could not find resource"):
+    with pytest.raises(ClientError, match="ValidationException.*Could not find resource"):
         sagemaker.list_tags(ResourceArn=arn + "x")
 
 

@@ -14,6 +14,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from launcher.local import client
+from launcher.local.docker_containers import by_digest
 
 pytestmark = pytest.mark.docker
 ROOT = Path(__file__).parents[3]
@@ -199,7 +200,10 @@ def test_c104_a_model_is_served_from_a_read_only_directory_and_replaced_when_it_
     variant = {"VariantName": "A", "ModelName": name, "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
     aws.sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
     aws.sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
-    assert aws.wait_in_service(name)["EndpointStatus"] == "InService"
+    (running,) = aws.wait_in_service(name)["ProductionVariants"]
+    (deployed,) = running["DeployedImages"]
+    identity = docker("image", "inspect", "--format", "{{.Id}}", IMAGE).stdout.strip()
+    assert (deployed["SpecifiedImage"], deployed["ResolvedImage"]) == (IMAGE, f"slipway-fake@{identity}")
     seen = json.loads(aws.invoke(name, b"see")["Body"].read())
     assert seen["model"] == {"weights.txt": "w"}
     mounts = json.loads(docker("inspect", *container_ids(aws)).stdout)[0]["Mounts"]
@@ -220,6 +224,20 @@ def try_invoke(aws, name):
         return aws.invoke(name, b"back")["Body"].read()
     except ClientError:
         return None
+
+
+@pytest.mark.parametrize(
+    ("reference", "resolved"),
+    [
+        ("cv-train:latest", "cv-train@sha256:1d"),
+        ("127.0.0.1:5000/cv-train:2", "127.0.0.1:5000/cv-train@sha256:aa"),
+        ("127.0.0.1:5000/cv-train@sha256:aa", "127.0.0.1:5000/cv-train@sha256:aa"),
+        ("127.0.0.1:5000/cv-train", "127.0.0.1:5000/cv-train@sha256:aa"),
+    ],
+)
+def test_what_runs_is_named_by_its_digest(reference, resolved):
+    known = {"Id": "sha256:1d", "RepoDigests": ["other@sha256:bb", "127.0.0.1:5000/cv-train@sha256:aa"]}
+    assert by_digest(reference, known) == resolved
 
 
 def test_files_of_root_are_handed_to_the_calling_user(image, tmp_path, monkeypatch):

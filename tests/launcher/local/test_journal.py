@@ -39,6 +39,9 @@ def changes(aws):
     }
     scaling.register_scalable_target(**target, MinCapacity=1, MaxCapacity=4)
     scaling.put_scaling_policy(**target, PolicyName="p", PolicyType="TargetTrackingScaling")
+    bounds = {"MinCapacity": 0, "MaxCapacity": 1}
+    night = {"ScheduledActionName": "night", "Schedule": "cron(0 20 * * ? *)", "ScalableTargetAction": bounds}
+    scaling.put_scheduled_action(**target, **night)
     aws.s3.put_bucket_tagging(Bucket="test-bucket", Tagging={"TagSet": [{"Key": "team", "Value": "a"}]})
     aws.s3.put_object(Bucket="test-bucket", Key="tagged", Body=b"x")
     aws.s3.put_object_tagging(Bucket="test-bucket", Key="tagged", Tagging={"TagSet": [{"Key": "k", "Value": "v"}]})
@@ -47,7 +50,9 @@ def changes(aws):
 def told(aws):
     iam, cloudwatch = aws.client("iam"), aws.client("cloudwatch")
     policies = aws.client("application-autoscaling").describe_scaling_policies(ServiceNamespace="sagemaker")
+    schedules = aws.client("application-autoscaling").describe_scheduled_actions(ServiceNamespace="sagemaker")
     return {
+        "schedules": [(item["ScheduledActionName"], item["Schedule"]) for item in schedules["ScheduledActions"]],
         "repositories": [item["repositoryUri"] for item in aws.client("ecr").describe_repositories()["repositories"]],
         "mutability": aws.client("ecr").describe_repositories()["repositories"][0]["imageTagMutability"],
         "lifecycle": aws.client("ecr").get_lifecycle_policy(repositoryName="images")["lifecyclePolicyText"],

@@ -54,10 +54,16 @@ def test_state_survives_down_and_up(own_server, training_request, unique):
     name = unique("endpoint")
     role = request["RoleArn"]
     aws.sagemaker.create_model(ModelName=name, ExecutionRoleArn=role, PrimaryContainer={"Image": "x"})
-    variant = {"VariantName": "A", "ModelName": name, "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
-    aws.sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
-    aws.sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
+    variants = [
+        {"VariantName": label, "ModelName": name, "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
+        for label in "AB"
+    ]
+    tags = [{"Key": "team", "Value": "vision"}]
+    aws.sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=variants)
+    arn = aws.sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name, Tags=tags)["EndpointArn"]
     aws.wait_in_service(name)
+    desired = [{"VariantName": "A", "DesiredWeight": 0.0}, {"VariantName": "B", "DesiredWeight": 3.0}]
+    aws.sagemaker.update_endpoint_weights_and_capacities(EndpointName=name, DesiredWeightsAndCapacities=desired)
     home = aws.server.home
     assert client.down(home) is True
     assert list(processes_below(home)) == []
@@ -76,8 +82,11 @@ def test_state_survives_down_and_up(own_server, training_request, unique):
     assert again.unpack(described["ModelArtifacts"]["S3ModelArtifacts"]) == aws_files(job, again)
     lines = again.log_lines("/aws/sagemaker/TrainingJobs", request["TrainingJobName"])
     assert ["hello from algo-1", "kept"] in lines.values()
-    again.wait_in_service(name)
-    assert again.invoke(name, b"back")["Body"].read() == b"BACK"
+    described = again.wait_in_service(name)
+    assert {item["VariantName"]: item["CurrentWeight"] for item in described["ProductionVariants"]} == {"A": 0, "B": 3}
+    assert again.sagemaker.list_tags(ResourceArn=arn)["Tags"] == tags
+    answer = again.invoke(name, b"back")
+    assert (answer["Body"].read(), answer["InvokedProductionVariant"]) == (b"BACK", "B")
 
 
 def aws_files(job, aws):

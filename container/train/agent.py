@@ -100,7 +100,8 @@ def _run_torchrun(arguments: argparse.Namespace, runtime: Runtime, heartbeat: He
         ]
         runtime.write(VERDICT_FILE, ends)
         if heartbeat is not None and int(arguments.nnodes) > 1:
-            _agree_on_cause(arguments, runtime, ends, heartbeat)
+            with contextlib.suppress(SignalException):  # stopped meanwhile
+                _agree_on_cause(arguments, runtime, ends, heartbeat)
         return 1
     except SignalException as error:
         return 128 + int(error.sigval)
@@ -117,9 +118,11 @@ def _agree_on_cause(
     """Tell the other hosts why this one has failed, or learn it from them where there are only echoes here."""
     recorded = failure.recorded(runtime.directory)
     told = {error.rank for error in recorded}
-    host = os.environ[contract.sm_variable("current_host")]
+    host, stacks = os.environ[contract.sm_variable("current_host")], runtime.stacks()
     deaths = [  # ranks tell why they failed themselves, unless a signal ended them
-        failure.RankError(end["rank"], host, end["time"], "", "", exit_code=end["exit_code"])
+        failure.RankError(
+            end["rank"], host, end["time"], "", "", trace=stacks.get(end["rank"], ""), exit_code=end["exit_code"]
+        )
         for end in ends
         if end["rank"] not in told
     ]

@@ -35,10 +35,6 @@ LOSS_CHECK_STEPS = 10  # reading a loss from a GPU waits for it
 CHECKPOINT = 1  # what a rank may wish for after a step, besides STOP
 
 
-class TrainingError(Exception):
-    """Training went through, and its result is worth nothing."""
-
-
 def main() -> None:
     """Train, evaluate and save as the job's `/opt/ml` says."""
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
@@ -100,10 +96,17 @@ def train(job: Job, stop: GracefulStop) -> None:
                 if wish == STOP:
                     break
                 fetched = time.monotonic()
-            end_epoch(job, epoch + 1, torch.cat([totals.cpu(), torch.tensor([images_seen])]), time.monotonic() - began)
+            totals = job.process.total(torch.cat([totals.cpu(), torch.tensor([images_seen])]))
+            health.loss(totals[0].item() / max(1.0, totals[2].item()))  # the same on every rank
+            end_epoch(job, epoch + 1, totals, time.monotonic() - began)
             save_checkpoint(job)
     if wish == STOP and process.is_first:
         logger.info("asked to stop: left the loop at step %d of %d", job.step, job.total_steps)
+    elif job.step < job.total_steps and process.is_first:
+        logger.info(
+            "out of patience: no validation accuracy over %.4f in %d epochs; left the loop at step %d of %d",
+            *(job.best_accuracy, job.settings.patience, job.step, job.total_steps),
+        )
 
 
 def distributed(job: Job) -> nn.Module:
@@ -172,9 +175,9 @@ def out_of_patience(job: Job) -> bool:
 
 
 def checkpoint_is_due(job: Job) -> int:
-    """Rank 0's wish after each step; the clocks of other ranks do not count."""
+    """Rank 0's wish after each step, never ahead of the disk; the clocks of other ranks do not count."""
     due = job.process.is_first and time.monotonic() - job.saved_at >= job.settings.checkpoint_seconds
-    return CHECKPOINT if due else 0
+    return CHECKPOINT if due and not (job.sharded or job.checkpoints).is_busy else 0
 
 
 def set_learning_rate(job: Job) -> None:
@@ -191,18 +194,19 @@ def set_learning_rate(job: Job) -> None:
 def end_epoch(job: Job, epoch: int, totals: torch.Tensor, seconds: float) -> None:
     """Evaluate on the validation channel, remember the best weights, report.
 
-    Raises:
-        TrainingError: the loss is not finite.
+    Args:
+        job: the job.
+        epoch: from 1.
+        totals: float64 [3] over all ranks: summed loss, right answers, images.
+        seconds: that the epoch took.
     """
-    loss, correct, images = job.process.total(totals).tolist()
+    loss, correct, images = totals.tolist()
     values = {
         "train:loss": loss / max(1, images),
         "train:accuracy": correct / max(1, images),
         "train:samples_per_second": images / seconds,
         "train:learning_rate": job.optimizer.param_groups[0]["lr"],
     }
-    if not math.isfinite(loss):
-        raise TrainingError(f"the training loss is {loss} in epoch {epoch}: lower learning_rate, or look at the data")
     if "validation" in job.data:
         values["validation:loss"], values["validation:accuracy"], _ = evaluate(job, "validation")
         if values["validation:accuracy"] > job.best_accuracy:

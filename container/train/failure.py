@@ -16,7 +16,14 @@ from container.contract import OptMl, truncate_utf8
 MESSAGE_LIMIT_BYTES = 760  # of the 1,024: leaves room for type, place, rank, host and a hint
 HINT_LIMIT_BYTES = 200
 
-# What a rank says when another one has died: true, but never the cause.
+# What a rank says when another one has died: true, but never the cause. A script's own errors say such things, too (its
+# database refuses the connection), but with other types.
+_SECONDARY_TYPES = frozenset(
+    {
+        *("RuntimeError", "DistError", "DistBackendError", "DistNetworkError", "DistStoreError", "PeersUnreachable"),
+        *("BrokenPipeError", "ConnectionResetError"),
+    }
+)
 _SECONDARY = re.compile(
     r"connection (was )?(closed|reset|refused|aborted)|broken pipe|socket (timeout|closed)|remote process|"
     r"ncclRemoteError|ncclSystemError|NCCL communicator was aborted|aborted by|gloo.*timed? ?out|"
@@ -35,7 +42,10 @@ _HINTS = {
     ),
     r"CUDA out of memory|CUDA error: out of memory": "lower batch_size, or use an instance with more GPU memory",
     r"bus error|shared memory|/dev/shm": _SHARED_MEMORY_HINT,
-    r"No space left on device|disk quota": "the volume is full: raise VolumeSizeInGB, or keep fewer checkpoints",
+    # the last two are torch.save's words for it
+    r"No space left on device|disk quota|PytorchStreamWriter failed|unexpected pos \d+ vs": (
+        "the volume is full: raise VolumeSizeInGB, or keep fewer checkpoints"
+    ),
     r"No module named": "put the package into requirements.txt beside the script, or into the image",
     r"unrecognized arguments|unknown hyperparameter": "compare the job's hyperparameters with what the program takes",
     r"no kernel image is available|CUDA driver version is insufficient|forward compatibility": (
@@ -47,10 +57,6 @@ _HINTS = {
     r"Can't pickle|cannot pickle": "DataLoader workers need top-level functions; num_workers=0 needs none",
 }
 _SIGNAL_HINTS = {
-    r"^HostLost": (
-        "its instance or container was killed: a spot interruption, a fault, no memory left? See the end of its log; "
-        "with checkpoints a retry goes on from the last one"
-    ),
     signal.SIGKILL: "out of memory? lower batch_size or num_workers, or use an instance with more memory",
     signal.SIGSEGV: "a native library crashed; the log has the Python stack of each thread",
     signal.SIGBUS: _SHARED_MEMORY_HINT,
@@ -67,7 +73,7 @@ class RankError:
     time: float
     """Seconds since the epoch."""
     type: str
-    """Exception class; empty when the process died without one."""
+    """Exception class, without its module; empty when the process died without one."""
     message: str
     location: str = ""
     """User `file:line`."""
@@ -83,7 +89,9 @@ class RankError:
     def is_secondary(self) -> bool:
         """Whether this is what a healthy rank reports after another one has failed."""
         if self.type:
-            return bool(_SECONDARY.search(f"{self.type}: {self.message}"))
+            return self.type in _SECONDARY_TYPES and bool(_SECONDARY.search(f"{self.type}: {self.message}"))
+        if self.signal == signal.SIGABRT:  # by a thread that is not Python's: NCCL's watchdog, whose peer is gone
+            return bool(self.trace) and "Current thread" not in self.trace
         return self.signal in _SECONDARY_SIGNALS or self.exit_code == 128 + signal.SIGTERM
 
     @property
@@ -118,7 +126,7 @@ def from_exception(error: BaseException, rank: int, host: str, code_dir: str | N
     code = 1
     message = str(error)
     if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else 1
+        code = (error.code & 0xFF or 1) if isinstance(error.code, int) else 1  # what the kernel makes of it
         message = f"the script called sys.exit({error.code!r})"
     return RankError(
         rank=rank,

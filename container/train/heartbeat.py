@@ -102,7 +102,7 @@ class Heartbeat:
         """Called by a host whose ranks have only lost connections: who died? None where nobody finds out in time."""
         self._doubts = True
         deadline = time.monotonic() + CAUSE_SECONDS
-        while self.cause is None and time.monotonic() < deadline:
+        while self.cause is None and time.monotonic() < deadline and not self._runtime.planned_elsewhere.exists():
             time.sleep(0.05)
         return self.cause
 
@@ -145,6 +145,7 @@ class Heartbeat:
         mine = {
             "time": time.time(),
             "word": word,
+            "planned": self._runtime.stop_is_planned,
             "doubts": self._doubts,
             "ranks": {rank: (at.step, at.stalled) for rank, at in positions(self._runtime, ranks).items()},
         }
@@ -170,6 +171,9 @@ class Heartbeat:
 
     def _judge_host(self, host_rank: int, heard: Heard) -> None:
         if host_rank == self._place.host_rank or self.cause is not None:
+            return
+        if heard.beat.get("planned"):
+            self._runtime.planned_elsewhere.touch()  # the launcher looks for it
             return
         host, silent = self._place.hosts[host_rank], time.monotonic() - heard.at
         doubts = self._doubts or any(other.beat["doubts"] for other in self._heard.values())

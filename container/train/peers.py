@@ -14,9 +14,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from container import contract
 from container.train.failure import RankError
 
-CHECK_SECONDS = 300.0  # all hosts have found each other before; what is left is importing torch
+CHECK_SECONDS = float(contract.PEER_TIMEOUT_SECONDS)  # the bound that hosts have to find each other
 FAILURE_KEY = "failure"
 
 

@@ -95,7 +95,8 @@ def _meet_other_hosts(runtime: Runtime) -> None:
     rank, local_world_size = int(os.environ["RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     hosts = [host for host in runtime.read("launch.json")["hosts"] for _ in range(local_world_size)]
     if len(hosts) == int(os.environ["WORLD_SIZE"]):  # else hosts differ in GPUs, and who has which rank is torchrun's
-        peers.check(peers.connect_rank(), rank, hosts)
+        seconds = float(os.environ.get(contract.PEER_TIMEOUT_SECONDS_VARIABLE) or contract.PEER_TIMEOUT_SECONDS)
+        peers.check(peers.connect_rank(seconds), rank, hosts, seconds)
 
 
 def _tell_other_hosts(record: failure.RankError) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from container import contract
 
 RANK_MODULE = "container.train.rank"
+PLANNED = "planned"
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -34,6 +35,22 @@ class Runtime:
     @property
     def stop_requested(self) -> bool:
         return self.stop_request.exists()
+
+    @property
+    def stop_is_planned(self) -> bool:
+        """Whether this host stops by itself, because its time limit is near."""
+        return self.stop_requested and self.stop_request.read_text() == PLANNED
+
+    @property
+    def planned_elsewhere(self) -> Path:
+        """Exists once another host has begun a planned stop: this one's limit, counted from its own start, is later."""
+        return self.directory / "planned-elsewhere"
+
+    def request_stop(self, planned: bool) -> None:
+        """Called by the launcher before it passes the stop on."""
+        temporary = self.directory / ".stop"
+        temporary.write_text(PLANNED if planned else "")
+        temporary.replace(self.stop_request)
 
     def stack_file(self, rank: int) -> Path:
         """Where a rank's Python stacks go when a signal ends it."""

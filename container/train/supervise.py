@@ -83,7 +83,9 @@ class Watch:
         stopped_at = done_at = float("inf")
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return self.process.wait(POLL_SECONDS)
+                code = self.process.wait(POLL_SECONDS)
+                self._join_planned_stop()  # its echo may be what has ended this host
+                return code
             now = time.monotonic()
             if self._must_stop() and stopped_at == float("inf"):
                 stopped_at = now
@@ -101,10 +103,16 @@ class Watch:
                 return 0
 
     def _must_stop(self) -> bool:
+        self._join_planned_stop()
         if self.stop.signal is None and time.time() >= self.deadline:
             logger.warning("the time limit is near: stopping while the model can still be saved")
             self.stop.signal, self.stop.planned = signal.SIGTERM, True
         return self.stop.signal is not None
+
+    def _join_planned_stop(self) -> None:
+        if self.stop.signal is None and self.runtime.planned_elsewhere.exists():
+            logger.warning("another host stops, because the time limit is near: so does this one")
+            self.stop.signal, self.stop.planned = signal.SIGTERM, True
 
     def _deliver_stop(self) -> None:
         """Tell the program to stop.
@@ -114,7 +122,7 @@ class Watch:
         """
         number = signal.Signals(self.stop.signal or signal.SIGTERM)
         logger.info("%s: asking the program to save and stop", number.name)
-        self.runtime.stop_request.touch()
+        self.runtime.request_stop(self.stop.planned)
         if self.ranks == 0:
             os.killpg(self.process.pid, number)
         elif self.runtime.signal_ranks(number) == 0 and self.runtime.done_ranks == 0:

@@ -32,6 +32,8 @@ class TrainingJob:
     hosts: tuple[str, ...]
     environ: dict[str, str]
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
+    host_environ: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Host -> variables that it alone has."""
 
     def opt_ml(self, host: str = "algo-1") -> OptMl:
         return OptMl(self.base / host)
@@ -47,6 +49,7 @@ class TrainingJob:
     def start(self) -> None:
         for host in self.hosts:
             environ = self.environ | {"SAGEMAKER_BASE_DIR": str(self.opt_ml(host).base)}
+            environ |= self.host_environ.get(host, {})
             with (self.base / f"{host}.log").open("wb") as log:
                 self.processes[host] = subprocess.Popen(
                     [sys.executable, "-m", "container", "train"],
@@ -68,7 +71,7 @@ class TrainingJob:
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
 
-    def wait_for(self, text: str, host: str = "algo-1", timeout: float = 60) -> None:
+    def wait_for(self, text: str, host: str = "algo-1", timeout: float = 180) -> None:
         deadline = time.monotonic() + timeout
         while text not in self.log(host):
             assert time.monotonic() < deadline, f"{text!r} never came:\n{self.log(host)}"

@@ -1,8 +1,11 @@
 """Which error is told, and how it is cut to what SageMaker shows."""
 
 import signal
+import subprocess
+import sys
 
 import pytest
+import torch
 
 from container.contract import OptMl
 from container.train import failure
@@ -35,6 +38,50 @@ def test_an_echo_of_another_ranks_end_never_wins_though_it_came_first(type, mess
     assert first_cause([echo, cause]) is cause
     assert first_cause([echo]) is echo
     assert "another rank or host failed first" in reason(echo)
+
+
+@pytest.mark.parametrize(
+    ("type", "message"),
+    [
+        ("ConnectionRefusedError", "[Errno 111] Connection refused"),
+        ("ConnectionError", "HTTPSConnectionPool(host='my-database'): Connection aborted."),
+        ("TimeoutError", "timed out waiting for the feature store"),
+        ("KeyError", "'heartbeat'"),
+    ],
+)
+def test_a_scripts_own_broken_connection_is_a_cause_like_any_other(type, message):
+    cause = rank_error(1, 2.0, type, message)
+    assert first_cause([rank_error(0, 1.0, "RuntimeError", "Connection closed by peer"), cause]) is cause
+    assert "another rank" not in reason(cause)
+
+
+def aborted_by(thread):
+    """What a process records that its own main thread, or one that is not Python's, aborts."""
+    script = f"""
+import ctypes, faulthandler, sys, time
+faulthandler.enable()
+libc = ctypes.CDLL(None)
+if {thread!r} == "main":
+    libc.abort()
+libc.pthread_create(ctypes.byref(ctypes.c_ulong()), None, ctypes.cast(libc.abort, ctypes.c_void_p), None)
+time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    return rank_error(0, 1.0, type="", message="", exit_code=done.returncode, trace=done.stderr)
+
+
+def test_c44_an_abort_by_nccls_watchdog_is_an_echo_and_one_by_the_script_is_not():
+    cause, watchdog, script = rank_error(2, 2.0), aborted_by("watchdog"), aborted_by("main")
+    assert (watchdog.exit_code, script.exit_code) == (-signal.SIGABRT, -signal.SIGABRT)
+    assert first_cause([watchdog, cause]) is cause
+    assert first_cause([script, cause]) is script
+    assert reason(script) == "killed by signal 6 (SIGABRT) (rank 0 on algo-1)"
+
+
+def test_a_volume_that_is_full_is_told_though_torch_does_not_say_so():
+    with pytest.raises(RuntimeError) as raised:
+        torch.save({"weight": torch.rand(1_000_000)}, "/dev/full")
+    assert "(hint: the volume is full: raise VolumeSizeInGB" in reason(from_exception(raised.value, 0, "algo-1"))
 
 
 def test_torchruns_own_sigterm_never_wins_over_the_signal_that_started_it():
@@ -86,7 +133,7 @@ def test_a_syntax_error_names_the_users_line(tmp_path):
     assert from_exception(raised.value, 0, "algo-1").location == "train.py:2"
 
 
-@pytest.mark.parametrize(("status", "code"), [("no data", 1), (3, 3), (2, 2)])
+@pytest.mark.parametrize(("status", "code"), [("no data", 1), (3, 3), (2, 2), (-1, 255), (256, 1)])
 def test_sys_exit_is_told_with_its_own_status(status, code):
     error = from_exception(SystemExit(status), 0, "algo-1")
     assert error.exit_code == code

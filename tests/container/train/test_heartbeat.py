@@ -1,5 +1,6 @@
 """Hosts that die without a word are named, with their last step; the others end soon."""
 
+import re
 import time
 
 import pytest
@@ -116,6 +117,49 @@ def test_a_host_that_says_goodbye_is_not_missed(runtimes, monkeypatch):
     second.goodbye(heartbeat.DONE)
     assert first.await_cause() is None
     first.goodbye("ended with 1")
+
+
+def test_a_planned_stop_of_one_host_is_one_of_all(runtimes, monkeypatch):
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.05)
+    store = dist.HashStore()
+    beats = [Heartbeat(Place(HOSTS, n, 1), runtimes[n], lambda _: store, 60.0) for n in range(3)]
+    runtimes[1].request_stop(planned=True)
+    wait_until(lambda: runtimes[0].planned_elsewhere.exists())
+    assert beats[0].await_cause() is None  # at once: there is none to be found
+    assert not runtimes[2].planned_elsewhere.exists()
+    runtimes[0].request_stop(planned=True)  # as its launcher does now
+    wait_until(lambda: runtimes[2].planned_elsewhere.exists())
+    for beat in beats:
+        beat.goodbye(heartbeat.DONE)
+        assert beat.cause is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["algo-1", "algo-2"])
+def test_hosts_that_started_at_other_times_stop_together_before_the_time_limit(training_job, first):
+    job = training_job(hosts=2, script=TRAIN)  # does nothing about SIGTERM
+    job.host_environ[first] = {"SLIPWAY_MAX_RUNTIME_SECONDS": "30"}
+    assert job.run() == {"algo-1": 0, "algo-2": 0}, job.log("algo-1") + job.log("algo-2")
+    assert "the time limit is near: stopping while the model can still be saved" in job.log(first)
+    other = {"algo-1": "algo-2", "algo-2": "algo-1"}[first]
+    assert "another host stops, because the time limit is near: so does this one" in job.log(other)
+    assert job.failure("algo-1") == job.failure("algo-2") == ""
+
+
+@pytest.mark.slow
+def test_c51_c52_a_stop_that_one_host_alone_is_told_stops_all_where_the_script_agrees_on_it(training_job):
+    script = TRAIN.replace("import Health", "import GracefulStop, Health").replace(
+        "with Health() as health:", "with Health() as health, GracefulStop() as stop:"
+    )
+    script += "        if stop.agreed():\n            print(f'stopped after {step};', flush=True)\n            break\n"
+    job = training_job(hosts=2, script=script)
+    job.start()
+    job.wait_for("training", "algo-1")
+    job.wait_for("training", "algo-2")
+    job.processes["algo-2"].terminate()
+    assert job.wait(60) == {"algo-1": 0, "algo-2": 0}, job.log()
+    steps = [re.findall(r"stopped after (\d+);", job.log(host)) for host in job.hosts]
+    assert steps[0] == steps[1] != []
 
 
 def test_a_stall_names_the_rank_that_is_behind(runtimes, monkeypatch, capsys):

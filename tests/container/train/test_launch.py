@@ -163,6 +163,7 @@ def test_c11_c52_c53_sigterm_reaches_every_rank_within_a_second_and_a_second_one
     assert len(arrived) == 2
     assert max(arrived) - sent < 1
     assert sorted(path.name for path in job.opt_ml().model.iterdir()) == ["saved-0", "saved-1"]
+    assert "TCPStore" not in job.log()  # nothing of ours talks to a store that is gone
 
 
 def test_a_script_that_does_nothing_about_sigterm_ends_with_143_and_without_a_failure(training_job):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from container.train.checkpoint import Checkpoints
+from container.train.classify import CHECKPOINT, checkpoint_is_due
 from container.train.data import DataError
 from container.train.job import Process
 from container.train.snapshot import load_whole, networks, resume
@@ -94,6 +95,16 @@ def test_weights_or_an_optimizer_that_do_not_fit_are_an_error_that_names_the_che
     assert str(tmp_path / "last-000000007.pt does not fit this job: ") in str(raised.value)
     assert problem in str(raised.value)
     assert WHAT_TO_DO in str(raised.value)
+
+
+def test_a_checkpoint_is_not_due_while_the_disk_writes_one(job):
+    job.settings, job.saved_at = SimpleNamespace(checkpoint_seconds=0.0), 0.0
+    job.checkpoints = SimpleNamespace(is_busy=True)
+    assert checkpoint_is_due(job) == 0
+    job.checkpoints.is_busy = False
+    assert checkpoint_is_due(job) == CHECKPOINT
+    job.process = Process(1, 2, torch.device("cpu"))
+    assert checkpoint_is_due(job) == 0
 
 
 def test_a_best_checkpoint_of_another_build_is_named_too(job, tmp_path):

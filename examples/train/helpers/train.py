@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from container.train import Checkpoints, GracefulStop, Health, Metrics, training_environment
+from container.train import Checkpoints, GracefulStop, Health, Metrics, export_weights, training_environment
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -69,7 +69,7 @@ def main() -> None:
 
     checkpoints.wait()
     if rank == 0:
-        torch.save(network.state_dict(), environment.opt_ml.model / "model.pt")
+        export_weights(network.state_dict(), environment.opt_ml.model / "model.pt")
     dist.destroy_process_group()
 
 

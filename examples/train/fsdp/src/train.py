@@ -15,6 +15,7 @@ from container.train import (
     GracefulStop,
     Metrics,
     ShardedCheckpoints,
+    export_weights,
     full_state_dict,
     shard,
     training_environment,
@@ -88,7 +89,7 @@ def main() -> None:
     checkpoints.wait()
     weights = full_state_dict(network)  # on every rank; the first gets them
     if dist.get_rank() == 0:
-        torch.save(weights, environment.opt_ml.model / "model.pt")
+        export_weights(weights, environment.opt_ml.model / "model.pt")
     dist.destroy_process_group()
 
 

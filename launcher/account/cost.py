@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from launcher.account.fleets import fleets
 from launcher.config import Config
 from launcher.config.limits import Limits
 from launcher.errors import ConfigError, LauncherError
-from launcher.jobs.endpoint import endpoint_variants
 
 TABLE_VARIABLE = "SLIPWAY_PRICES"  # a table of your own, in the form of prices.json
 TABLE = Path(__file__).with_name("prices.json")
@@ -164,25 +164,16 @@ def _transform(config: Config, prices: Prices) -> Estimate:
 
 def _endpoint(config: Config, prices: Prices) -> Estimate:
     endpoint = config.endpoint
-    variants = [*endpoint_variants(endpoint), *([endpoint.shadow] if endpoint.shadow else [])]
-    machines = tuple(
-        _machines(
-            config,
-            prices,
-            f"variant {variant.name}",
-            variant.instance_type or endpoint.instance_type,
-            endpoint.instance_count if variant.instance_count is None else variant.instance_count,
-        )
-        for variant in variants
-    )
+    wanted = fleets(endpoint)
+    machines = tuple(_machines(config, prices, item.name, item.instance_type, item.count) for item in wanted)
     hourly = _sum(item.usd_per_hour for item in machines)
-    monthly = _times(hourly, HOURS_PER_MONTH)
-    notes, most = [], monthly
+    scaled_out = _sum(_times(prices.hourly(config.region, item.instance_type), item.most) for item in wanted)
+    notes = []
     if endpoint.scaling:
         notes.append(f"scales between {endpoint.scaling.min} and {endpoint.scaling.max} instances per variant")
-        counts = [(item, max(item.count, endpoint.scaling.max)) for item in machines]
-        scaled_out = _sum(_times(prices.hourly(config.region, item.instance_type), count) for item, count in counts)
-        most = _times(scaled_out, HOURS_PER_MONTH)
+    if endpoint.managed_instances:
+        notes.append(f"at most {endpoint.managed_instances.max} instances, as many as the components need")
+    monthly, most = _times(hourly, HOURS_PER_MONTH), _times(scaled_out, HOURS_PER_MONTH)
     notes.append("an endpoint is billed until it is deleted, used or not: `python -m launcher delete NAME`")
     return Estimate("deploy", machines, hourly, monthly, most, tuple(notes))
 
@@ -231,7 +222,7 @@ def refuse_over_limit(estimate: Estimate, limits: Limits) -> None:
     if estimate.kind == "deploy" and estimate.machines:
         name = "limits.max_endpoint_cost_per_month"
         cap = limits.max_endpoint_cost_per_month
-        _refuse(name, cap, estimate.usd_maximum, "take fewer or smaller instances, lower endpoint.scaling.max")
+        _refuse(name, cap, estimate.usd_maximum, "take fewer or smaller instances, scale out less far")
 
 
 def _refuse(name: str, cap: float | None, most: float | None, way_out: str) -> None:

@@ -59,8 +59,9 @@ def caller_statements(
         yield Statement("ReadLogs", ("logs:DescribeLogStreams", "logs:GetLogEvents"), groups)
         yield from _transfers(config, context, arns, needs)
         yield from keys(arns, (), values_of(needs, "volume_key"))
-    if "deploy" in kinds and (config.endpoint.scaling or any(item.scaling for item in config.endpoint.components)):
-        yield from _scaling(config, arns)
+    if "deploy" in kinds:
+        scales = config.endpoint.scaling or any(item.scaling for item in config.endpoint.components)
+        yield from _scaling(arns) if scales else _scaling_left_over(arns)
     if "push" in kinds:
         yield from _pushing(config, context, arns)
 
@@ -104,13 +105,16 @@ def _endpoints(arns: Arns, names: tuple[str, ...], config: Config) -> Iterator[S
     yield Statement("LookAtEndpoints", looking, ("*",))
     # `delete` looks for them by the beginning of their names, and that is a question about all alarms
     yield Statement("LookAtAlarms", ("cloudwatch:DescribeAlarms",), (arns.of("cloudwatch", "alarm:*"),))
-    alarms = ("cloudwatch:DeleteAlarms", "cloudwatch:PutMetricAlarm", "cloudwatch:TagResource")
+    # `rollback` of an update under way sets one off
+    alarms = tuple(f"cloudwatch:{name}" for name in ("DeleteAlarms", "PutMetricAlarm", "SetAlarmState", "TagResource"))
     yield Statement("EndpointAlarms", alarms, (arns.of("cloudwatch", f"alarm:{endpoint_name(config)}-*"),))
-    if config.endpoint.components:
-        verbs = "Create Update Delete Describe"
-        components = arns.sagemaker("inference-component", names)
-        yield Statement("Components", (*_actions("InferenceComponent", verbs), *invoking), (*components, *endpoints))
-        yield Statement("ListComponents", ("sagemaker:ListInferenceComponents",), ("*",))
+    # an earlier configuration may have had components: what the file no longer asks for, the next `deploy` ends
+    verbs = "Create Update Delete Describe" if config.endpoint.components else "Delete Describe"
+    components = arns.sagemaker("inference-component", (f"{endpoint_name(config)}-*",))
+    used = (*components, *endpoints) if config.endpoint.components else components
+    more = invoking if config.endpoint.components else ()
+    yield Statement("Components", (*_actions("InferenceComponent", verbs), *more), used)
+    yield Statement("ListComponents", ("sagemaker:ListInferenceComponents",), ("*",))
 
 
 def _transfers(config: Config, context: JobContext, arns: Arns, needs: tuple[Need, ...]) -> Iterator[Statement]:
@@ -130,14 +134,25 @@ def _transfers(config: Config, context: JobContext, arns: Arns, needs: tuple[Nee
         yield from key_statements(arns, "ReadEncryptedOutputs", ("kms:Decrypt",), values_of(needs, "data_key"), {})
 
 
-def _scaling(config: Config, arns: Arns) -> Iterator[Statement]:
+OF_SAGEMAKER = {"StringEquals": {"application-autoscaling:service-namespace": "sagemaker"}}
+
+
+def _scaling_left_over(arns: Arns) -> Iterator[Statement]:
+    """An earlier configuration may have scaled: what the file no longer asks for, the next `deploy` ends."""
+    targets = (arns.of("application-autoscaling", "scalable-target/*"),)
+    yield Statement("EndScaling", ("application-autoscaling:DeregisterScalableTarget",), targets, OF_SAGEMAKER)
+    tracking = (arns.of("cloudwatch", "alarm:TargetTracking-*"),)
+    yield Statement("EndScalingAlarms", ("cloudwatch:DeleteAlarms",), tracking)
+
+
+def _scaling(arns: Arns) -> Iterator[Statement]:
     changing = [f"{verb}ScalableTarget" for verb in ("Register", "Deregister")]
     changing += [f"{verb}{noun}" for noun in ("ScalingPolicy", "ScheduledAction") for verb in ("Put", "Delete")]
     yield Statement(
         "ScaleEndpoints",
         tuple(f"application-autoscaling:{name}" for name in changing),
         (arns.of("application-autoscaling", "scalable-target/*"),),
-        {"StringEquals": {"application-autoscaling:service-namespace": "sagemaker"}},
+        OF_SAGEMAKER,
     )
     looking = [f"application-autoscaling:Describe{noun}" for noun in ("ScalingPolicies", "ScheduledActions")]
     yield Statement("LookAtScaling", tuple(looking), ("*",))

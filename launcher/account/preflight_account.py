@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from launcher.account.fleets import fleets
 from launcher.account.needs import values_of
 from launcher.account.preflight_scene import DENIED, Scene, error_code
 from launcher.errors import AwsRefused
 from launcher.findings import Finding
 from launcher.jobs.api import split_s3_uri
-from launcher.jobs.endpoint import endpoint_variants
 
 QUOTA_PAGE = "https://{region}.console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas/{code}"
 
@@ -146,18 +146,15 @@ def _wanted(scene: Scene) -> Iterator[tuple[str, int]]:
                 yield f"{name} for training warm pool usage", count
     if "transform" in scene.kinds:
         yield f"{transform.instance_type} for transform job usage", transform.instance_count
-    if "deploy" in scene.kinds and not scene.config.endpoint.serverless:
+    if "deploy" in scene.kinds:
         yield from _endpoint_instances(scene).items()
 
 
 def _endpoint_instances(scene: Scene) -> dict[str, int]:
-    endpoint = scene.config.endpoint
     counts: dict[str, int] = {}
-    for variant in [*endpoint_variants(endpoint), *([endpoint.shadow] if endpoint.shadow else [])]:
-        count = endpoint.instance_count if variant.instance_count is None else variant.instance_count
-        most = max(count, endpoint.scaling.max) if endpoint.scaling else count
-        name = f"{variant.instance_type or endpoint.instance_type} for endpoint usage"
-        counts[name] = counts.get(name, 0) + most
+    for fleet in fleets(scene.config.endpoint):
+        name = f"{fleet.instance_type} for endpoint usage"
+        counts[name] = counts.get(name, 0) + fleet.most
     return counts
 
 

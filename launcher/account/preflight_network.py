@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from launcher.account.fleets import fleets
 from launcher.account.preflight_scene import Scene, error_code
 from launcher.errors import AwsRefused
 from launcher.findings import Finding
@@ -35,7 +36,7 @@ def check_network(scene: Scene) -> Iterator[Finding]:
 def _addresses(scene: Scene, subnets: Iterable[Mapping[str, Any]]) -> Finding:
     left = sum(subnet["AvailableIpAddressCount"] for subnet in subnets)
     counts = [scene.config.training.instance_count if "train" in scene.kinds else 0]
-    counts.append(scene.config.endpoint.instance_count if "deploy" in scene.kinds else 0)
+    counts.append(sum(fleet.most for fleet in fleets(scene.config.endpoint)) if "deploy" in scene.kinds else 0)
     if left < max(counts):
         detail = f"the subnets have {left} addresses left and {max(counts)} instances need one each"
         return Finding("network", "fail", detail, "take larger subnets, or more of them")

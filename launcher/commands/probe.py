@@ -65,13 +65,13 @@ def propose(options: Options, settings: "Settings", project: "Project") -> None:
     left_open = [name for name, value in {**named, "max_payload_mb": section.max_payload_mb}.items() if value is None]
     if not left_open:
         return
-    hint = f"   transform.{', '.join(left_open)}: the container says when the job starts; --probe asks it here"
     found = None if options.local else _asked_before_or_now(options, settings, project)
     proposals = proposals_of(settings, found) if found else {}
-    if not proposals:
-        logger.info("%s", hint)
     for setting, value in proposals.items():
-        logger.info("   %s: not set; its container proposes %s (%s)", setting, value, found.measured.origin)
+        logger.info("   %s: not set; the container proposes %s", setting, value)
+    if not proposals:
+        names = ", ".join(left_open)
+        logger.info("   transform.%s: the container says when the job starts; --probe asks it here", names)
 
 
 def _asked_before_or_now(options: Options, settings: "Settings", project: "Project") -> "Entry | None":
@@ -177,8 +177,9 @@ def batch_environment(settings: "Settings") -> dict[str, str]:
 def endpoint_environment(settings: "Settings", name: str) -> dict[str, str]:
     """Variables of an endpoint's container, its component's or its own among them."""
     section = settings.config.endpoint
-    own = next((item.environment for item in (*section.containers, *section.components) if item.name == name), {})
-    return {**section.environment, **own}
+    own = {item.name: item.environment for item in section.containers}
+    own |= {item.name: item.environment for item in section.components}
+    return {**section.environment, **own.get(name, {})}
 
 
 def image_of(settings: "Settings", name: str) -> str | None:

@@ -12,7 +12,7 @@ from launcher.jobs.training import prune
 
 def update_call(config: Config, endpoint_config_name: str, alarms: Sequence[str] = ()) -> ApiCall:
     """UpdateEndpoint to another configuration, as the `rollout` section says; `alarms` may take it back."""
-    request = {
+    request: dict[str, Any] = {
         "EndpointName": endpoint_name(config),
         "EndpointConfigName": endpoint_config_name,
         "DeploymentConfig": _guardrails(config.endpoint, alarms),

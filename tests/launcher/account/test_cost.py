@@ -200,3 +200,13 @@ def test_a_price_that_is_no_number_is_refused(tmp_path, price):
     path.write_text(f'{{"source": "x", "date": "y", "regions": {{"r": {{"instances": {{"ml.m5.xlarge": {price}}}}}}}}}')
     with pytest.raises(ConfigError, match="holds a price that is no number"):
         load_prices({"SLIPWAY_PRICES": str(path)})
+
+
+def test_a_cap_counts_the_machines_that_components_may_start(prices):
+    components = [{"name": "a", "model": "job"}]
+    endpoint = {"instance_type": "ml.m5.xlarge", "components": components, "managed_instances": {"max": 4}}
+    found = estimate("deploy", config_of(endpoint=endpoint), prices)
+    assert (found.usd_per_month, found.usd_maximum) == (182.5, 730)
+    assert "at most 4 instances, as many as the components need" in found.notes
+    with pytest.raises(OverBudget, match=r"this may cost \$730.00 and limits.max_endpoint_cost_per_month is \$700.00"):
+        refuse_over_limit(found, config_of(limits={"max_endpoint_cost_per_month": 700}).limits)

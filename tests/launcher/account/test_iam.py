@@ -275,3 +275,30 @@ def test_iam_accepts_every_document(aws, values):
         # as an inline policy of a role: the larger limit, so that what is judged is the form
         iam.put_role_policy(RoleName="jobs", PolicyName=name, PolicyDocument=json.dumps(documents[name]))
         assert iam.get_role_policy(RoleName="jobs", PolicyName=name)["PolicyDocument"] == documents[name]
+
+
+def granted(found: Policies) -> dict[str, set[str]]:
+    """Action -> resources, of the caller."""
+    actions: dict[str, set[str]] = {}
+    for statement in found.caller:
+        for action in statement.actions:
+            actions.setdefault(action, set()).update(statement.resources)
+    return actions
+
+
+def test_what_the_file_no_longer_asks_for_the_caller_may_still_end():
+    found = granted(of({"name": "cv"}, kinds=("deploy",)))  # neither scaling nor components
+    for action in ("DeregisterScalableTarget", "DescribeScalableTargets"):
+        assert f"application-autoscaling:{action}" in found
+    for action in ("Delete", "Describe"):
+        (component,) = found[f"sagemaker:{action}InferenceComponent"]
+        assert component.endswith("inference-component/cv-*")
+    assert "sagemaker:ListInferenceComponents" in found
+    assert any("alarm:cv-" in item for item in found["cloudwatch:DeleteAlarms"])
+    assert "sagemaker:CreateInferenceComponent" not in found
+    assert "application-autoscaling:PutScalingPolicy" not in found
+
+
+def test_the_caller_may_set_off_the_alarms_that_take_an_update_back():
+    found = granted(of({"name": "cv", "endpoint": {"rollout": {"type": "canary"}}}, kinds=("deploy",)))
+    assert any(item.endswith("alarm:cv-*") for item in found["cloudwatch:SetAlarmState"])

@@ -74,8 +74,8 @@ def copy_to_host(value: Any, into: Any = None) -> Any:
         earlier = into if isinstance(into, dict) else {}
         return {key: copy_to_host(item, earlier.get(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        earlier = into if isinstance(into, list) and len(into) == len(value) else [None] * len(value)
-        return [copy_to_host(item, other) for item, other in zip(value, earlier, strict=True)]
+        others = into if isinstance(into, list) and len(into) == len(value) else [None] * len(value)
+        return [copy_to_host(item, other) for item, other in zip(value, others, strict=True)]
     return value
 
 

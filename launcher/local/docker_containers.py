@@ -114,7 +114,8 @@ class DockerRuntime:
         """Hand root's files back to this user, with the image's own `chown`."""
         if os.getuid() == 0:
             return
-        with contextlib.suppress(docker.errors.APIError, docker.errors.ContainerError):
+        refusals = (docker.errors.APIError, docker.errors.ContainerError, ContainerStartError)
+        with contextlib.suppress(*refusals), self._door.passing():
             self._client.containers.run(
                 image,
                 ["-R", f"{os.getuid()}:{os.getgid()}", "/reclaim"],

@@ -95,8 +95,13 @@ class EndpointApi:
 
     def _endpoint_at_rest(self, request: Document) -> Document:
         document = self._resources.existing(ENDPOINT, request["EndpointName"])
-        if document["EndpointStatus"] not in ("InService", "Failed"):
-            raise ValidationException(f'Cannot update in-progress endpoint "{document["EndpointArn"]}".')
+        status, arn = document["EndpointStatus"], document["EndpointArn"]
+        if status == "Failed":
+            raise ValidationException(
+                f'Cannot update endpoint "{arn}": DeleteEndpoint is the only operation for one that is Failed.'
+            )
+        if status not in ("InService", "UpdateRollbackFailed"):
+            raise ValidationException(f'Cannot update in-progress endpoint "{arn}".')
         return document
 
     def _delete_endpoint(self, request: Document) -> Document:

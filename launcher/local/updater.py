@@ -74,8 +74,7 @@ class Updater:
         except (JobFailed, RolledBack) as error:
             self._roll_back(old, fresh, str(error))
             return
-        if old is not None:
-            self._end(old, drain=True)
+        self._keep_only(fresh)
         self.update(**deployed_members(fresh) | {"FailureReason": update.note})
 
     def _roll_out(self, old: Deployment | None, fresh: Deployment, plan: RolloutPlan) -> None:
@@ -136,8 +135,13 @@ class Updater:
             self.update(EndpointStatus="UpdateRollbackFailed", FailureReason=text, PendingDeploymentSummary=None)
             return
         self._traffic.move((1.0, old))
-        self._end(fresh, drain=True)
+        self._keep_only(old)
         self.update(**deployed_members(old) | {"FailureReason": reason})
+
+    def _keep_only(self, serving: Deployment) -> None:
+        """End all others: after a rollback that failed there may have been two of them."""
+        for deployment in [item for item in self.deployments if item is not serving]:
+            self._end(deployment, drain=True)
 
     def _end(self, deployment: Deployment, drain: bool = False) -> None:
         deployment.stop(drain)

@@ -94,6 +94,8 @@ def test_a_model_that_does_not_start_fails_the_endpoint_with_its_own_last_error(
     )
     with pytest.raises(ClientError, match="ValidationError.*is not in service"):
         aws.invoke(name, b"x")
+    with pytest.raises(ClientError, match="DeleteEndpoint is the only operation for one that is Failed"):
+        aws.sagemaker.update_endpoint(EndpointName=name, EndpointConfigName=name)
 
 
 def test_an_endpoint_is_not_in_service_before_its_ping_is(aws, model, unique):

@@ -343,3 +343,8 @@ def test_a_rolling_rollback_whose_old_model_no_longer_starts_says_so(fast, serve
     )
     assert "The rollback failed" in failed["FailureReason"]
     assert fast.invoke(name, b"x")["Body"].read() in (b"middle X", b"new X")  # what runs goes on serving
+    update(fast, name, configuration(1, PREFIX="healed "), RollingUpdatePolicy={**policy, "WaitIntervalInSeconds": 0})
+    fast.wait_for(lambda: describe(fast, name), lambda found: found["EndpointStatus"] == "InService")
+    assert fast.invoke(name, b"x")["Body"].read() == b"healed X"
+    running = fast.server.home / "jobs/serving"
+    assert len(list(running.glob(f"{name}-*"))) == 1  # of all three, one is left

@@ -93,7 +93,8 @@ def _actions(noun: str, verbs: str) -> tuple[str, ...]:
 
 
 def _endpoints(arns: Arns, names: tuple[str, ...], config: Config) -> Iterator[Statement]:
-    configs, endpoints = arns.sagemaker("endpoint-config", names), arns.sagemaker("endpoint", names)
+    endpoints = arns.sagemaker("endpoint", names)
+    configs = arns.sagemaker("endpoint-config", (*names, f"{endpoint_name(config)}-*"))
     yield Statement("EndpointConfigs", _actions("EndpointConfig", "Create Describe Delete"), configs)
     # CreateEndpoint and UpdateEndpoint are checked against the endpoint and against its configuration
     yield Statement("Deploy", ("sagemaker:CreateEndpoint", "sagemaker:UpdateEndpoint"), (*endpoints, *configs))

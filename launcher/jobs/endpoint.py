@@ -57,7 +57,7 @@ def calls(config: Config, context: JobContext, models: dict[str, ServedModel]) -
             "Tags": tag_list(tags(config)),
         }
     )
-    name = content_name(config.name, body)
+    name = content_name(endpoint_name(config), body)  # of no other endpoint: it is deleted with this one
     creating = {call.request["ModelName"]: call for call in model_calls.values()}
     return [
         *creating.values(),

@@ -180,8 +180,8 @@ def saturday_scales_and_cleans_up(launcher: Launcher, job: str) -> None:
         "ScalableTargets"
     ]
     assert (target["ResourceId"], target["MaxCapacity"]) == ("endpoint/wines/variant/main", 2)
-    assert "nothing to delete" in launcher("reap", "--local", "--dry-run")
-    assert "wines" in launcher("reap", "--idle", "1s", "--local")
+    assert "nothing to delete" in launcher("endpoints", "reap", "--local", "--dry-run")
+    assert "wines" in launcher("endpoints", "reap", "--idle", "1s", "--local")
     assert json.loads(launcher("endpoints", "--local", "--json")) == []
 
 

@@ -12,6 +12,7 @@ from launcher import cli
 from launcher.check.probe import parameters, probe, settings_of
 from launcher.check.process_target import ProcessTarget
 from launcher.check.target import CheckFailed
+from launcher.errors import ConfigError
 
 FAKE = Path(__file__).with_name("fake_container.py")
 
@@ -83,7 +84,7 @@ def verb(aws, monkeypatch, tmp_path):
 
     def run(*arguments, container=None):
         target[0] = container or target[0]
-        return cli.main(["transform", "./model.tar.gz", "--probe", *arguments])
+        return cli.main([*(arguments or ("transform", "./model.tar.gz", "--probe"))])
 
     return run
 
@@ -93,7 +94,7 @@ def test_the_verb_prints_what_to_set_and_starts_no_job(verb, sent, capsys):
     printed = capsys.readouterr().out
     assert "transform.max_concurrent  2" in printed
     assert "next: python -m launcher transform ./model.tar.gz --set transform.max_concurrent=2" in printed
-    assert verb("--json") == 0
+    assert verb("transform", "./model.tar.gz", "--probe", "--json") == 0
     assert json.loads(capsys.readouterr().out)["proposals"]["transform.strategy"] == "MultiRecord"
     assert not [operation for operation, _ in sent if operation.startswith("Create") and operation != "CreateBucket"]
 
@@ -103,10 +104,79 @@ def test_the_verb_tells_why_a_container_does_not_start(verb, capsys):
     assert "serve ended with exit code 3" in capsys.readouterr().err
 
 
+def test_deploy_measures_how_long_the_models_load_and_says_so_in_the_next_plan(verb, sent, capsys, tmp_path):
+    assert verb("deploy", "./model.tar.gz", "--probe") == 0
+    printed = capsys.readouterr().out
+    assert "-> main: healthy after" in printed
+    assert "startup_timeout SageMaker's own: loaded in" in printed
+    assert "next: python -m launcher deploy ./model.tar.gz" in printed
+    assert "CreateEndpoint" not in [operation for operation, _ in sent]
+    assert "deploy --probe" in (tmp_path / ".launcher" / "load-times.json").read_text()
+    assert verb("deploy", "--probe", "--json", "--set", "endpoint.variants=[{name: a, model: ./model.tar.gz}]") == 0
+    assert json.loads(capsys.readouterr().out)["a"]["startup_timeout"] is None
+
+
+def test_many_models_are_not_measured(verb, capsys):
+    many = ["--set", "endpoint.multi_model=true", "--set", "endpoint.model=s3://bucket/models/"]
+    assert verb("deploy", "--probe", *many) == 2
+    assert "loads its models when they are asked for" in capsys.readouterr().err
+
+
+@pytest.fixture
+def proposed(aws, verb, project, monkeypatch, caplog):
+    """What `transform` tells of the settings that are left open."""
+    from launcher.commands import probe as commands
+    from launcher.commands.options import Options
+    from launcher.settings import Settings
+
+    def run(*overrides, local=False):
+        caplog.clear()
+        made = project("transform.model=./model.tar.gz", *overrides)
+        options = Options(None, (), local=local, dry_run=False, json=False, no_wait=False)
+        with caplog.at_level("INFO", "launcher"):
+            commands.propose(options, Settings(made.config, {}, made.directory), made)
+        return caplog.text
+
+    return run
+
+
+def test_a_container_is_asked_once_for_what_the_file_leaves_open(proposed, monkeypatch):
+    told = proposed()
+    assert "asking" in told
+    assert "transform.max_concurrent: not set; the container proposes 2" in told
+    assert "transform.strategy: not set; the container proposes MultiRecord" in told
+    monkeypatch.setattr("launcher.commands.probe.ask", lambda *_: pytest.fail("it was asked again"))
+    told = proposed("transform.strategy=SingleRecord")
+    assert "transform.max_payload_mb: not set; the container proposes 6" in told
+    assert "transform.strategy" not in told
+    assert (
+        proposed(*(f"transform.{item}" for item in ("strategy=SingleRecord", "max_concurrent=1", "max_payload_mb=1")))
+        == ""
+    )
+
+
+def test_a_container_that_cannot_be_asked_here_stops_no_job(proposed, monkeypatch):
+    dead = ProcessTarget((sys.executable, "-c", "raise SystemExit(3)"))
+    monkeypatch.setattr("launcher.commands.probe.target_of", lambda *_: dead)
+    told = proposed()
+    assert "it cannot be asked here: serve ended with exit code 3" in told
+    assert "the container says when the job starts; --probe asks it here" in told
+
+
+def test_a_large_archive_or_an_image_elsewhere_is_not_asked_unasked(proposed, monkeypatch):
+    def missing(*_):
+        raise ConfigError("not here")
+
+    monkeypatch.setattr("launcher.commands.probe.target_of", missing)
+    assert "--probe asks it here" in proposed()
+    monkeypatch.setattr("launcher.commands.probe.UNASKED_BYTES", 1)
+    assert "--probe asks it here" in proposed()
+    assert "--probe asks it here" in proposed(local=True)
+
+
 def test_an_image_that_is_not_here_cannot_be_asked(aws, config):
     from launcher.commands.options import Options
     from launcher.commands.probe import target_of
-    from launcher.errors import ConfigError
     from launcher.settings import Settings
 
     options = Options(None, (), local=False, dry_run=False, json=False, no_wait=False)

@@ -4,7 +4,7 @@ import pytest
 
 from launcher.errors import ConfigError
 from launcher.jobs import components, endpoint
-from launcher.jobs.model import ServedModel
+from launcher.jobs.model import Measured, ServedModel, together
 from launcher.jobs.timeouts import timeouts
 from launcher.jobs.update import return_call, update_call
 from launcher.validate import problems
@@ -71,6 +71,14 @@ def test_another_model_has_another_name_and_the_endpoint_keeps_its_own(config, c
     second = endpoint.calls(config(), context, {"main": ServedModel("s3://bucket/other.tar.gz")})
     assert [call.request != other.request for call, other in zip(first, second, strict=True)] == [True, True, True]
     assert first[-1].request["EndpointName"] == second[-1].request["EndpointName"] == "digits"
+
+
+def test_two_endpoints_of_one_project_share_models_and_no_configuration(config, context):
+    one, other = (
+        endpoint.calls(config(f"endpoint.name={name}"), context, {"main": MODEL}) for name in ("one", "other")
+    )
+    assert one[0] == other[0]
+    assert one[1].request["EndpointConfigName"] != other[1].request["EndpointConfigName"]
 
 
 def test_variants_of_one_model_create_it_once(config, context):
@@ -158,3 +166,42 @@ def test_c146_configured_times_win(config, context):
     (variant,) = calls[1].request["ProductionVariants"]
     assert variant["ModelDataDownloadTimeoutInSeconds"] == 600
     assert variant["ContainerStartupHealthCheckTimeoutInSeconds"] == 1200
+
+
+MEASURED = Measured(200.0, 30.0, "deploy --probe, 2026-11-21")
+
+
+@pytest.mark.parametrize(
+    ("measured", "size", "expected"),
+    [
+        (MEASURED, 1_000, (None, 600)),  # three times what it took here, up to a minute
+        (Measured(160.0, 0.0, "x"), 1_000, (None, None)),  # 480 s are SageMaker's own
+        (Measured(5000.0, 0.0, "x"), 1_000, (None, 3600)),  # the API's maximum
+        (Measured(9.0, 0.0, "x"), int(20e9), (1200, 480)),  # it loads fast here, whatever its size
+        (MEASURED, int(20e9), (1320, 600)),  # unpacking counts
+    ],
+)
+def test_c146_what_was_measured_here_decides_the_start(measured, size, expected, config):
+    limits = timeouts(config().endpoint, ServedModel(MODEL.uri, size, measured=measured))
+    assert (limits.download.seconds, limits.startup.seconds) == expected
+
+
+def test_a_limit_is_told_with_its_reason(config):
+    found = timeouts(config().endpoint, ServedModel(MODEL.uri, int(20e9), measured=MEASURED))
+    assert found.lines() == [
+        "download_timeout 1320 s: 20.0 GB at 50 MB/s and 30.0 s to unpack here, x 3",
+        "startup_timeout 600 s: loaded in 200.0 s here (deploy --probe, 2026-11-21), x 3",
+    ]
+    assert timeouts(config().endpoint, ServedModel(MODEL.uri, 1_000)).lines() == []
+
+
+def test_several_containers_load_one_after_the_other_at_worst():
+    found = together([ServedModel("a", 10, measured=MEASURED), ServedModel("b", 20, measured=MEASURED)])
+    assert (found.size_bytes, found.measured.load_seconds) == (30, 400)
+    assert together([ServedModel("a", 10, measured=MEASURED), ServedModel("b", 20)]).measured is None
+
+
+def test_with_scaling_an_update_keeps_the_instances_and_takes_the_weights_of_the_file(config):
+    request = update_call(config("endpoint.scaling={max: 3, target: 9}"), "x").request
+    assert request["RetainAllVariantProperties"] is True
+    assert request["ExcludeRetainedVariantProperties"] == [{"VariantPropertyType": "DesiredWeight"}]

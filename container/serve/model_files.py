@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from container.serve.handlers import DEFAULT_PROGRAM
 from container.serve.plan import is_true
 
 SIGNATURE_FILE = "model.json"  # container.model's, as the next: that module imports torch
@@ -158,6 +159,8 @@ def nothing_to_serve(model_dir: Path) -> ModelFileError:
     packed = next((name for name in names if name.endswith(ARCHIVES)), None)
     if packed:
         fix = f"{packed} lies inside of model.tar.gz: pack its files, not the archive"
+    elif DEFAULT_PROGRAM in names:
+        fix = f"put {DEFAULT_PROGRAM} into code/, where it is looked for"
     elif len(names) == 1 and (model_dir / names[0]).is_dir():
         fix = f"pack what lies in {names[0]}/, without that folder around it"
     return ModelFileError("no-model", message, fix)

@@ -19,7 +19,14 @@ from container.serve.answers import answer
 from container.serve.array_model import ArrayModel
 from container.serve.call import Call
 from container.serve.exchange import HandlerFailed, NotFound, Request, Response
-from container.serve.handlers import Context, HandlerError, UserFunctions, find_program, load_functions
+from container.serve.handlers import (
+    DEFAULT_PROGRAM,
+    Context,
+    HandlerError,
+    UserFunctions,
+    find_program,
+    load_functions,
+)
 from container.serve.interface import Interface
 from container.serve.lines import NO_RECORDS
 from container.serve.model_files import ModelFile, ModelFileError, find_model_file, nothing_to_serve
@@ -263,6 +270,8 @@ def _find_model_file(model_dir: Path, environ: Mapping[str, str], functions: Use
         found = find_model_file(model_dir, environ)
         if found is None:
             raise nothing_to_serve(model_dir)
+        if functions is NO_FUNCTIONS and (beside := model_dir / DEFAULT_PROGRAM).is_file():
+            logger.warning("%s is not used: code is looked for in %s", beside, model_dir / "code")
         return found
     try:
         found = find_model_file(model_dir, environ)

@@ -311,6 +311,14 @@ def test_an_archive_or_a_folder_in_the_model_directory_is_pointed_at(tmp_path):
     assert "model.tar.gz lies inside of model.tar.gz" in failure(tmp_path)[2]
 
 
+def test_code_beside_the_model_instead_of_in_its_directory_is_pointed_at(tmp_path, caplog):
+    (tmp_path / "inference.py").write_text("def predict_fn(data, model): return 1")
+    assert failure(tmp_path)[2] == "put inference.py into code/, where it is looked for"
+    save(tmp_path / "net.pt", "script", network())
+    load(tmp_path)
+    assert f"inference.py is not used: code is looked for in {tmp_path / 'code'}" in caplog.text
+
+
 def test_a_signature_without_a_model_is_said(tmp_path):
     (tmp_path / "model.json").write_text(json.dumps(SIGNATURE))
     cause, message, _ = failure(tmp_path)

@@ -1,5 +1,7 @@
 """Writing in the background what training goes on changing: a copy in host memory, and one thread that writes it."""
 
+import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,6 +10,11 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from container import contract
+
+logger = logging.getLogger(__name__)
+
+LONG_SECONDS = contract.TRAINING_STOP_SECONDS / 2  # for one checkpoint: another may be under way when the stop comes
 COPIES = 2  # one that is being written, and one that waits for it: so far a loop may be ahead of the disk
 
 
@@ -17,6 +24,7 @@ class BackgroundWriter:
     def __init__(self, name: str) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._writing: deque[Future[None]] = deque()
+        self._said_long = False
         self._spare: Any = None
         """A copy that is written: its memory is there already, which is most of the time of the next copy."""
 
@@ -44,11 +52,23 @@ class BackgroundWriter:
         copied = copy_to_host(state, spare)
 
         def write_and_keep() -> None:
+            began = time.monotonic()
             write(copied)
+            self._judge(time.monotonic() - began)
             if reuse:
                 self._spare = copied
 
         self._writing.append(self._thread.submit(write_and_keep))
+
+    def _judge(self, seconds: float) -> None:
+        """Say it when a job that is told to stop might not get its checkpoint to disk."""
+        if seconds > LONG_SECONDS and not self._said_long:
+            self._said_long = True
+            logger.warning(
+                "writing a checkpoint took %.0f s; SageMaker ends a job %d s after it told it to stop: a larger "
+                "volume writes faster, and so do the parts of ShardedCheckpoints",
+                *(seconds, contract.TRAINING_STOP_SECONDS),
+            )
 
     def wait(self) -> None:
         """Until everything is written; gives the memory back.

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from container.train import writer
 from container.train.checkpoint import Checkpoints
 from container.train.disk import DiskFullError
 from container.train.writer import copy_to_host
@@ -168,6 +169,14 @@ def test_the_memory_of_a_written_copy_is_used_again_and_given_back_at_the_end(ch
     assert checkpoints._writer._spare is not None
     assert checkpoints.load()["weight"].tolist() == [2.0] * 1000
     assert checkpoints._writer._spare is None
+
+
+def test_a_checkpoint_that_takes_too_long_for_a_stop_is_said_once(checkpoints, monkeypatch, caplog):
+    save(checkpoints, 1)
+    assert caplog.text == ""
+    monkeypatch.setattr(writer, "LONG_SECONDS", 0.0)
+    save(checkpoints, 2, 3)
+    assert caplog.text.count("SageMaker ends a job 120 s after it told it to stop") == 1
 
 
 def test_a_copy_takes_an_earlier_ones_place_only_where_it_fits():

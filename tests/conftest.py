@@ -51,6 +51,27 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def stepping_script() -> str:
+    """A script whose ranks meet in every step; a rank that finds a file `end` among its host's outputs runs it."""
+    return """
+import os, pathlib, signal, time
+import torch, torch.distributed as dist
+from container.train import Health
+dist.init_process_group("gloo")
+with Health() as health:
+    for step in range(100_000):
+        time.sleep(0.05)
+        dist.all_reduce(torch.ones(1))
+        health.step()
+        if step == 20:
+            print("training", flush=True)
+        end = pathlib.Path(os.environ["SM_OUTPUT_DATA_DIR"], "end")
+        if end.exists():
+            exec(end.read_text())
+"""
+
+
 class Browser:
     """A page of a headless chromium; commands and answers are JSON between zero bytes on file descriptors 3 and 4."""
 

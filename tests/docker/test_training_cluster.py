@@ -13,22 +13,6 @@ from launcher.local.opt_ml import write_training_input
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 HOSTS = ["algo-1", "algo-2"]
-SCRIPT = """
-import os, pathlib, signal, time
-import torch, torch.distributed as dist
-from container.train import Health
-dist.init_process_group("gloo")
-with Health() as health:
-    for step in range(100_000):
-        time.sleep(0.05)
-        dist.all_reduce(torch.ones(1))
-        health.step()
-        if step == 20:
-            print("training", flush=True)
-        end = pathlib.Path(os.environ["SM_OUTPUT_DATA_DIR"], "end")
-        if end.exists():
-            exec(end.read_text())
-"""
 STOPPABLE = """
 import signal, time
 import torch, torch.distributed as dist
@@ -106,8 +90,10 @@ def status(docker, container: str) -> str:
 
 
 @pytest.mark.parametrize(("victim", "survivor"), [("algo-2", "algo-1"), ("algo-1", "algo-2")])
-def test_c64_docker_kill_of_one_host_ends_the_other_with_its_name(docker, cluster, tmp_path, victim, survivor):
-    containers = cluster(SCRIPT)
+def test_c64_docker_kill_of_one_host_ends_the_other_with_its_name(
+    docker, cluster, stepping_script, tmp_path, victim, survivor
+):
+    containers = cluster(stepping_script)
     docker("kill", containers[victim])
     assert status(docker, containers[survivor]) == "1", docker("logs", containers[survivor]).stdout
     reason = OptMl(tmp_path / survivor).failure.read_text()
@@ -116,9 +102,11 @@ def test_c64_docker_kill_of_one_host_ends_the_other_with_its_name(docker, cluste
 
 @pytest.mark.parametrize("victim", HOSTS)
 @pytest.mark.parametrize("way", ENDS)
-def test_c64_both_hosts_end_with_the_cause_from_the_one_whose_rank_died(docker, cluster, tmp_path, victim, way):
+def test_c64_both_hosts_end_with_the_cause_from_the_one_whose_rank_died(
+    docker, cluster, stepping_script, tmp_path, victim, way
+):
     end, code, cause = ENDS[way]
-    containers = cluster(SCRIPT)
+    containers = cluster(stepping_script)
     path = OptMl(tmp_path / victim).output_data / "end"
     path.with_name("begun").write_text(end)
     path.with_name("begun").replace(path)

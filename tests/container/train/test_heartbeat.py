@@ -11,19 +11,6 @@ from container.train.heartbeat import Heartbeat, Place
 from container.train.position import Position, ProgressBoard
 from container.train.runtime import Runtime
 
-TRAIN = """
-import os, time
-import torch, torch.distributed as dist
-from container.train import Health
-dist.init_process_group("gloo")
-with Health() as health:
-    for step in range(100_000):
-        time.sleep(0.05)
-        dist.all_reduce(torch.ones(1))
-        health.step()
-        if step == 20:
-            print("training", flush=True)
-"""
 WAIT = """
 import time
 print("training", flush=True)
@@ -33,8 +20,10 @@ time.sleep(300)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("victim", "survivor", "rank"), [("algo-2", "algo-1", 1), ("algo-1", "algo-2", 0)])
-def test_c64_a_host_killed_as_a_whole_is_named_by_the_one_that_is_left(training_job, victim, survivor, rank):
-    job = training_job(hosts=2, script=TRAIN)
+def test_c64_a_host_killed_as_a_whole_is_named_by_the_one_that_is_left(
+    training_job, stepping_script, victim, survivor, rank
+):
+    job = training_job(hosts=2, script=stepping_script)
     job.start()
     job.wait_for("training", survivor)
     job.wait_for("training", victim)
@@ -60,8 +49,8 @@ def test_a_host_that_falls_silent_is_given_up_though_nothing_of_ours_waits_for_i
 
 
 @pytest.mark.slow
-def test_a_host_that_alone_is_told_to_stop_is_named(training_job):
-    job = training_job(hosts=2, script=TRAIN)
+def test_a_host_that_alone_is_told_to_stop_is_named(training_job, stepping_script):
+    job = training_job(hosts=2, script=stepping_script)
     job.start()
     job.wait_for("training", "algo-1")
     job.wait_for("training", "algo-2")
@@ -136,8 +125,8 @@ def test_a_planned_stop_of_one_host_is_one_of_all(runtimes, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["algo-1", "algo-2"])
-def test_hosts_that_started_at_other_times_stop_together_before_the_time_limit(training_job, first):
-    job = training_job(hosts=2, script=TRAIN)  # does nothing about SIGTERM
+def test_hosts_that_started_at_other_times_stop_together_before_the_time_limit(training_job, stepping_script, first):
+    job = training_job(hosts=2, script=stepping_script)  # does nothing about SIGTERM
     job.host_environ[first] = {"SLIPWAY_MAX_RUNTIME_SECONDS": "30"}
     assert job.run() == {"algo-1": 0, "algo-2": 0}, job.log("algo-1") + job.log("algo-2")
     assert "the time limit is near: stopping while the model can still be saved" in job.log(first)
@@ -147,8 +136,10 @@ def test_hosts_that_started_at_other_times_stop_together_before_the_time_limit(t
 
 
 @pytest.mark.slow
-def test_c51_c52_a_stop_that_one_host_alone_is_told_stops_all_where_the_script_agrees_on_it(training_job):
-    script = TRAIN.replace("import Health", "import GracefulStop, Health").replace(
+def test_c51_c52_a_stop_that_one_host_alone_is_told_stops_all_where_the_script_agrees_on_it(
+    training_job, stepping_script
+):
+    script = stepping_script.replace("import Health", "import GracefulStop, Health").replace(
         "with Health() as health:", "with Health() as health, GracefulStop() as stop:"
     )
     script += "        if stop.agreed():\n            print(f'stopped after {step};', flush=True)\n            break\n"

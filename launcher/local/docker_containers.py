@@ -170,7 +170,7 @@ class DockerContainer:
         write_line: Callable[[str], None],
     ) -> None:
         self.spec = spec
-        self.image = by_digest(spec.image, container.image.attrs)
+        self.image = spec.image
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self.address = ("127.0.0.1", 0)
         self._container = container
@@ -187,6 +187,9 @@ class DockerContainer:
         """
         self._container.start()
         self._container.reload()
+        image = self._container.image
+        if image is not None:
+            self.image = by_digest(self.spec.image, image.attrs)
         published = self._container.attrs["NetworkSettings"]["Ports"].get(f"{self._port}/tcp")
         if published:
             self.address = ("127.0.0.1", int(published[0]["HostPort"]))

@@ -109,13 +109,15 @@ def _endpoints(arns: Arns, names: tuple[str, ...], config: Config) -> Iterator[S
     # `rollback` of an update under way sets one off
     alarms = tuple(f"cloudwatch:{name}" for name in ("DeleteAlarms", "PutMetricAlarm", "SetAlarmState", "TagResource"))
     yield Statement("EndpointAlarms", alarms, (arns.of("cloudwatch", f"alarm:{endpoint_name(config)}-*"),))
-    # an earlier configuration may have had components: what the file no longer asks for, the next `deploy` ends
-    verbs = "Create Update Delete Describe" if config.endpoint.components else "Delete Describe"
     components = arns.sagemaker("inference-component", (f"{endpoint_name(config)}-*",))
-    used = (*components, *endpoints) if config.endpoint.components else components
-    more = invoking if config.endpoint.components else ()
-    yield Statement("Components", (*_actions("InferenceComponent", verbs), *more), used)
-    yield Statement("ListComponents", ("sagemaker:ListInferenceComponents",), ("*",))
+    listing = ("sagemaker:ListInferenceComponents",)
+    if config.endpoint.components:
+        verbs = "Create Update Delete Describe"
+        yield Statement("Components", (*_actions("InferenceComponent", verbs), *invoking), (*components, *endpoints))
+        yield Statement("ListComponents", listing, ("*",))
+    else:  # an earlier configuration may have had some: what the file no longer asks for, the next `deploy` ends
+        yield Statement("EndComponents", ENDING_COMPONENTS, components)
+        yield Statement("FindOldComponents", listing, ("*",))
 
 
 def _transfers(config: Config, context: JobContext, arns: Arns, needs: tuple[Need, ...]) -> Iterator[Statement]:
@@ -135,6 +137,7 @@ def _transfers(config: Config, context: JobContext, arns: Arns, needs: tuple[Nee
         yield from key_statements(arns, "ReadEncryptedOutputs", ("kms:Decrypt",), values_of(needs, "data_key"), {})
 
 
+ENDING_COMPONENTS = ("sagemaker:DeleteInferenceComponent", "sagemaker:DescribeInferenceComponent")
 OF_SAGEMAKER = {"StringEquals": {"application-autoscaling:service-namespace": "sagemaker"}}
 
 

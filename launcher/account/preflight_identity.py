@@ -15,6 +15,10 @@ from launcher.findings import Finding
 NEEDED_ONCE = {
     "CreateBucket": "needed only while the bucket does not exist",
     "ScalingRole": "needed only while the account has no such service-linked role",
+    "EndComponents": "needed only to end inference components of an earlier configuration",
+    "FindOldComponents": "needed only to end inference components of an earlier configuration",
+    "EndScaling": "needed only to end the scaling of an earlier configuration",
+    "EndScalingAlarms": "needed only to end the scaling of an earlier configuration",
 }
 TRUST_ACTIONS = frozenset({"sts:AssumeRole", "sts:*", "*"})
 

@@ -148,7 +148,7 @@ def ask(
         except CheckFailed as failure:
             raise JobFailed(str(failure)) from failure
     measured = Measured(found.load_seconds, unpacked, load_times.now_by(verb))
-    entry = load_times.Entry(measured, found.execution_parameters)
+    entry = load_times.Entry(measured, found.execution_parameters if contract.BATCH in environment else None)
     load_times.note(LOCAL_HOME, model.etag, entry)
     size = size_text(model.size_bytes or 0)
     logger.info("   %s, unpacked in %.1f s, healthy after %.1f s", size, unpacked, found.load_seconds)

@@ -331,6 +331,13 @@ def test_what_is_needed_once_is_only_a_warning(account):
     assert finding.detail.endswith("; needed only while the bucket does not exist")
 
 
+def test_what_only_ends_an_earlier_configuration_is_only_a_warning(account):
+    account.denied["moto", "application-autoscaling:DeregisterScalableTarget"] = {"EvalDecision": "implicitDeny"}
+    finding = one(account.check(kinds=("deploy",)), "caller's permissions")
+    assert finding.status == "warn"
+    assert finding.detail.endswith("; needed only to end the scaling of an earlier configuration")
+
+
 def test_passing_the_role_is_simulated_for_sagemaker(account):
     account.check()
     body = next(item for item in account.simulated if item["ActionNames.member.1"] == "iam:PassRole")

@@ -70,12 +70,7 @@ def load_data(environment: TrainingEnvironment, settings: Settings, process: Pro
     Raises:
         DataError: a channel without images, or one class alone; every rank raises, so that none waits for another.
             Or there are no weights where there should be some: see `find_start`.
-        HyperparameterError: a setting that needs another channel.
     """
-    if settings.patience and "validation" not in environment.channels:
-        raise HyperparameterError(
-            f"patience={settings.patience} needs a channel 'validation', whose accuracy it follows"
-        )
     start = find_start(environment, settings.model)
     names = [name for name in ("train", "validation", "test") if name in environment.channels]
     folders = {name: scan_folder(environment.opt_ml.channel(name)) for name in names}

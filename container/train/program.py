@@ -9,6 +9,7 @@ from pathlib import Path
 from container import contract
 from container.contract import decode_hyperparameter
 from container.train.environment import TrainingEnvironment
+from container.train.hyperparameters import HyperparameterError
 from container.train.settings import Settings
 
 BUILTIN_MODULE = "container.train.classify"
@@ -64,10 +65,12 @@ def check_builtin_job(environment: TrainingEnvironment) -> None:
     """What can be wrong about a job of the built-in program before it starts.
 
     Raises:
-        HyperparameterError: see `Settings.from_hyperparameters`.
+        HyperparameterError: see `Settings.from_hyperparameters`; or a setting needs a channel that the job lacks.
         ProgramError: channel `train` is missing.
     """
-    Settings.from_hyperparameters(environment.hyperparameters)
+    settings = Settings.from_hyperparameters(environment.hyperparameters)
+    if settings.patience and "validation" not in environment.channels:
+        raise HyperparameterError(f"patience={settings.patience} needs channel 'validation': it follows its accuracy")
     if "train" not in environment.channels:
         found = ", ".join(sorted(environment.channels)) or "none"
         raise ProgramError(

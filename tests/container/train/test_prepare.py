@@ -7,9 +7,7 @@ from container.model import build_network
 from container.train import prepare
 from container.train.data import DataError, scan_folder
 from container.train.environment import read_environment
-from container.train.hyperparameters import HyperparameterError
 from container.train.job import Process
-from container.train.settings import Settings
 
 ALONE = Process(0, 1, torch.device("cpu"))
 
@@ -37,11 +35,6 @@ def test_a_channel_without_images_says_what_is_there_instead(environment, tmp_pa
         DataError, match=r"channel 'validation' has no <class>/<image> on algo-1 .*; there are 2 x \.tif"
     ):
         prepare.check_folders(environment, ALONE, {"train": train, "validation": validation})
-
-
-def test_patience_without_a_validation_channel_is_an_error(environment):
-    with pytest.raises(HyperparameterError, match="patience=3 needs a channel 'validation'"):
-        prepare.load_data(environment, Settings(patience=3), ALONE)
 
 
 def test_one_class_is_an_error_that_sees_a_folder_too_many(tmp_path):

@@ -147,4 +147,6 @@ def test_the_built_in_program_is_checked_before_it_starts(write_opt_ml):
         check_builtin_job(read_environment(write_opt_ml(channels={"training": {}}), {}))
     with pytest.raises(HyperparameterError):
         check_builtin_job(read_environment(write_opt_ml({"lr": "1"}, {"train": {}}), {}))
+    with pytest.raises(HyperparameterError, match="patience=3 needs channel 'validation'"):
+        check_builtin_job(read_environment(write_opt_ml({"patience": "3"}, {"train": {}}), {}))
     assert program_module.BUILTIN_MODULE == "container.train.classify"

@@ -9,6 +9,7 @@ from launcher.errors import ConfigError
 TEMPLATES = Path(__file__).parent / "templates"
 # Template file -> place in the project.
 PLACES = {
+    "README.md": "README.md",
     "launcher.yaml": "launcher.yaml",
     "train.py": "src/train.py",
     "network.py": "src/network.py",
@@ -16,6 +17,7 @@ PLACES = {
     "test_project.py": "tests/test_project.py",
     "gitignore": ".gitignore",
 }
+NAMED = ("README.md", "launcher.yaml")  # `{name}` in them is the project's
 SAMPLE = "sample.json"  # a request: `python -m launcher invoke sample.json`
 PER_CLASS = {"train": 20, "validation": 5}  # images of the sample
 
@@ -42,7 +44,7 @@ def write_project(directory: Path, template: str) -> list[Path]:
     for name, path in targets.items():
         text = (TEMPLATES / template / name).read_text()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.format(name=project_name(directory)) if name == "launcher.yaml" else text)
+        path.write_text(text.format(name=project_name(directory)) if name in NAMED else text)
     data = directory / "data"
     rows = write_images(data) if template == "images" else write_tables(data)
     sample.write_text("[\n" + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n]\n")

@@ -19,7 +19,15 @@ from launcher.jobs.training import sdk_script_mode_problems
 
 logger = logging.getLogger(__name__)
 
-UNICODE_CLASSES = {r"\p{L}": r"\w", r"\p{Z}": r"\s", r"\p{N}": r"\d", r"\p{Alnum}": "A-Za-z0-9"}  # Java's, not Python's
+# Java's way to write a class of characters -> Python's
+CHARACTER_CLASSES = {
+    r"\p{L}": r"\w",
+    r"\p{Z}": r"\s",
+    r"\p{N}": r"\d",
+    r"\p{Alnum}": "A-Za-z0-9",
+    r"\p{Print}": r"[\x20-\x7E]",
+    r"\uD800\uDC00-\uDBFF\uDFFF": r"\U00010000-\U0010FFFF",
+}
 TYPES: dict[str, tuple[type, ...]] = {
     "structure": (dict,),
     "map": (dict,),
@@ -170,9 +178,14 @@ def _check_bounds(shape: dict[str, Any], value: Any, path: str) -> list[str]:
 
 
 def _matches(pattern: str, value: str) -> bool:
-    for java, python in UNICODE_CLASSES.items():
-        pattern = pattern.replace(java, python)
     try:
-        return re.fullmatch(pattern, value, re.DOTALL) is not None
+        return re.fullmatch(in_python(pattern), value, re.DOTALL) is not None
     except re.error:
         return True  # another Java-only construct: the service decides
+
+
+def in_python(pattern: str) -> str:
+    """A pattern of the API's model as Python writes it."""
+    for java, python in CHARACTER_CLASSES.items():
+        pattern = pattern.replace(java, python)
+    return pattern

@@ -1,16 +1,21 @@
 """Names, places and uploads of a project in an account; its settings and where they come from."""
 
 import json
+import re
 import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
+import yaml
 
 from launcher import cli
 from launcher.config import Config
 from launcher.errors import AwsRefused, ConfigError, JobFailed
 from launcher.provenance import provenance
 
+ROOT = Path(__file__).parents[2]
+YAML_FILES = sorted([*ROOT.glob("examples/**/launcher.yaml"), *ROOT.glob("launcher/templates/*/launcher.yaml")])
 CAPACITY = {"Error": {"Code": "CapacityError", "Message": "no machines"}}
 
 
@@ -146,6 +151,30 @@ def test_the_configuration_shows_where_each_value_comes_from(tmp_path, monkeypat
     assert Config.model_validate(json.loads(capsys.readouterr().out)).training.spot is not None
     assert cli.main(["config", "show", "--origin"]) == 0
     assert "# launcher.yaml:3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", YAML_FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_the_schema_takes_every_configuration_that_we_ship(file, tmp_path, capsys):
+    import jsonschema
+
+    assert cli.main(["config", "schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    text = file.read_text()
+    content = yaml.safe_load(text.format(name="mine") if "templates" in file.parts else text)
+    jsonschema.validate(content, schema)
+    section = next(name for name in ("training", "endpoint", "images") if name in content)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**content, section: {**content[section], "misspelt": 1}}, schema)
+
+
+def test_the_schema_takes_the_pages_example(capsys):
+    import jsonschema
+
+    page = (ROOT / "docs" / "launcher.md").read_text()
+    example = yaml.safe_load(re.findall(r"```yaml\n(name: .*?)```", page, re.DOTALL)[0])
+    assert cli.main(["config", "schema"]) == 0
+    jsonschema.validate(example, json.loads(capsys.readouterr().out))
 
 
 def test_the_schema_takes_what_the_file_may_say(tmp_path, capsys):

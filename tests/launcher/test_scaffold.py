@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
+import click
 import pytest
 
 from launcher import cli, scaffold
@@ -17,6 +19,45 @@ def test_a_new_project_passes_its_own_test(template, tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=tmp_path / "mine", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def commands_of(project, heading):
+    """The commands that the project's README tells to type below a heading."""
+    block = (project / "README.md").read_text().partition(f"## {heading}")[2].split("```")[1]
+    return [shlex.split(line) for line in block.strip().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("template", scaffold.template_names())
+def test_the_readme_of_a_new_project_can_be_followed_word_for_word(template, tmp_path):
+    project = tmp_path / "mine"
+    scaffold.write_project(project, template)
+    environment = {**os.environ, "SLIPWAY_LOCAL_RUNTIME": "process"}
+    _, *commands = commands_of(project, "On this machine")  # the first is the test above
+    told = ""
+    try:
+        for _, *words in commands:
+            command = [sys.executable, *words]
+            done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{words}: {done.stdout}\n{done.stderr}"
+            told += done.stdout
+    finally:
+        subprocess.run([sys.executable, "-m", "launcher", "local", "down"], cwd=project, env=environment, check=True)
+    for outcome in ("-> trained mine-", "endpoint mine is in service", "-> transformed mine-", "deleted the endpoint"):
+        assert outcome in told
+
+
+@pytest.mark.parametrize("template", scaffold.template_names())
+def test_every_command_of_a_projects_readme_is_one(template, tmp_path):
+    scaffold.write_project(tmp_path / "mine", template)
+    test, *local = commands_of(tmp_path / "mine", "On this machine")
+    assert test == ["python", "-m", "pytest"]
+    for start, *words in [*local, *commands_of(tmp_path / "mine", "On AWS")]:
+        assert [start, *words[:2]] == ["python", "-m", "launcher"]
+        command, rest = cli.cli, words[2:]
+        while isinstance(command, click.Group):
+            command, rest = command.commands[rest[0]], rest[1:]
+        command.make_context(command.name, rest)
 
 
 @pytest.mark.slow

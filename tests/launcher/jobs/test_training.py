@@ -57,7 +57,7 @@ def test_several_types_on_demand_are_one_request(config, context, golden):
     types = "[ml.g5.12xlarge, ml.g6.12xlarge]"
     body = request(config(f"training.instance_type={types}", "training.instance_count=2"), context)
     assert problems(ApiCall("sagemaker", "CreateTrainingJob", body)) == []
-    golden("training_preferences", body["ResourceConfig"])
+    golden("training_preferences", body)
 
 
 def test_a_file_system_needs_your_network(config, context):

@@ -9,40 +9,55 @@ from launcher.errors import ConfigError, Detached, JobStopped, LauncherError
 
 UNEXPECTED = 1
 INTERRUPTED = 130
+WHOLE_SENTENCE = 300  # characters; click cuts a verb's help off after 45
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Verbs(click.Group):
+    """Lists its verbs by what they are about, in the order in which one needs them, and each in a whole sentence."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, verbs in VERBS.items():
+            with formatter.section(title):
+                rows = [(f"{verb.name:<10}", verb.get_short_help_str(WHOLE_SENTENCE)) for verb in verbs]
+                formatter.write_dl(rows)
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Begin: python -m launcher init my-project. Each verb has a --help of its own.",
+)
 def cli() -> None:
-    """Build, train, transform and serve with your own container on Amazon SageMaker, or on this machine."""
+    """Build, train, transform and serve with your own container on Amazon SageMaker, or with --local here."""
 
 
-for verb in (
-    project.init,
-    project.config,
-    jobs.train,
-    jobs.transform,
-    deploy.deploy,
-    invoke.invoke,
-    load.load,
-    endpoints.endpoints,
-    deploy.delete,
-    deploy.rollback,
-    jobs.jobs,
-    jobs.logs,
-    jobs.stop,
-    jobs.attach,
-    jobs.show_job,
-    jobs.explain,
-    jobs.download,
-    images.build,
-    images.push,
-    images.image,
-    local.demo,
-    local.local,
-):
+VERBS: dict[str, tuple[click.Command, ...]] = {
+    "A project": (project.init, project.config, account.doctor, local.demo),
+    "Jobs": (
+        jobs.train,
+        jobs.transform,
+        jobs.jobs,
+        jobs.show_job,
+        jobs.logs,
+        jobs.attach,
+        jobs.stop,
+        jobs.explain,
+        jobs.download,
+    ),
+    "Endpoints": (
+        deploy.deploy,
+        invoke.invoke,
+        load.load,
+        endpoints.endpoints,
+        deploy.rollback,
+        deploy.delete,
+    ),
+    "Images": (images.build, images.image, images.push, check.check),
+    "The account": (account.preflight, account.iam, account.cost),
+    "The SageMaker of this machine": (local.local,),
+}
+for verb in (verb for verbs in VERBS.values() for verb in verbs):
     cli.add_command(verb)
-check.register(cli)
-account.register(cli)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,11 +21,6 @@ DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-def register(group: click.Group) -> None:
-    """Add the verb to the command line."""
-    group.add_command(check)
-
-
 @click.command()
 @click.argument("image", required=False)
 @click.option("--only", default="", metavar="GROUP,...", help="train, serve, batch, mme, multi, stop, limits, image.")

@@ -57,12 +57,6 @@ def for_kinds(*choices: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     )
 
 
-def register(group: click.Group) -> None:
-    """Add these verbs to the command line."""
-    for command in (iam, preflight, cost, doctor):
-        group.add_command(command)
-
-
 @click.group()
 def iam() -> None:
     """Access: the policies this configuration needs."""

@@ -124,7 +124,7 @@ def from_exception(error: BaseException, rank: int, host: str, code_dir: str | N
         code_dir: the user's code; the innermost frame below it is named, else the innermost one outside of libraries.
     """
     code = 1
-    message = str(error)
+    message, frames = _unwrapped(str(error), type(error).__name__)
     if isinstance(error, SystemExit):
         code = (error.code & 0xFF or 1) if isinstance(error.code, int) else 1  # what the kernel makes of it
         message = f"the script called sys.exit({error.code!r})"
@@ -134,24 +134,49 @@ def from_exception(error: BaseException, rank: int, host: str, code_dir: str | N
         time=time.time(),
         type=type(error).__name__,
         message=message,
-        location=_location(error, code_dir),
+        location=_location(error, frames, code_dir),
         trace="".join(traceback.format_exception(error)),
         exit_code=code,
     )
 
 
-def _location(error: BaseException, code_dir: str | None) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if code_dir and frame.filename.startswith(code_dir)]
+def _unwrapped(text: str, kind: str) -> tuple[str, list[tuple[str, str]]]:
+    """What another process has raised, as DataLoader and torch.multiprocessing put it: into the text of their error.
+
+    Args:
+        text: of the error; where it holds a traceback, that of the process comes before what it says.
+        kind: the error's type, which is not said twice.
+
+    Returns:
+        What is said, and file and line of the traceback's frames, outermost first; the text itself where it holds none.
+    """
+    head, marker, trace = text.rpartition("Traceback (most recent call last):\n")
+    said = [line for line in trace.splitlines() if line.strip() and not line.startswith("  ")]
+    if not marker or not said:
+        return text, []
+    where = next((line for line in head.splitlines() if line.strip()), "").rstrip(".: ")
+    message = re.sub(rf"^(\w+\.)*{re.escape(kind)}: ", "", "\n".join(said))
+    return f"{message}; {where}" if where else message, re.findall(r'File "([^"]+)", line (\d+)', trace)
+
+
+def _location(error: BaseException, frames: list[tuple[str, str]], code_dir: str | None) -> str:
+    """`file:line` of the user's own code where there is some among the frames.
+
+    Args:
+        error: what was raised here.
+        frames: where it was raised in another process; empty where that was here.
+        code_dir: the user's code.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{os.path.basename(error.filename)}:{error.lineno}"
+    frames = frames or [(frame.filename, str(frame.lineno)) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [frame for frame in frames if code_dir and frame[0].startswith(code_dir)]
     outside = [
         frame
         for frame in frames
-        if not re.search(r"site-packages|dist-packages|/lib/python|<frozen|container/train/rank", frame.filename)
+        if not re.search(r"site-packages|dist-packages|/lib/python|<frozen|container/train/rank", frame[0])
     ]
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{os.path.basename(error.filename)}:{error.lineno}"
-    chosen = (own or outside or list(frames))[-1:]
-    return "".join(f"{os.path.basename(frame.filename)}:{frame.lineno}" for frame in chosen)
+    return "".join(f"{os.path.basename(name)}:{line}" for name, line in (own or outside or frames)[-1:])
 
 
 def record(directory: Path, error: RankError) -> None:

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,6 +126,34 @@ def test_the_users_own_line_is_named_not_the_librarys(tmp_path):
         exec(compile(script.read_text(), str(script), "exec"))
     error = from_exception(raised.value, 0, "algo-1", str(tmp_path))
     assert error.location == "train.py:3"
+
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        raise ValueError("label 4 is unknown")  # the line that is told
+
+
+def test_what_a_dataloaders_worker_raises_is_told_first_with_its_own_line():
+    with pytest.raises(ValueError, match="Original Traceback") as raised:
+        next(iter(torch.utils.data.DataLoader(Broken(), num_workers=1)))
+    error = from_exception(raised.value, 0, "algo-1", str(Path(__file__).parent))
+    line = next(n for n, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.endswith("that is told"))
+    assert reason(error) == (
+        "ValueError: label 4 is unknown; Caught ValueError in DataLoader worker process 0 "
+        f"(test_failure.py:{line}, rank 0 on algo-1)"
+    )
+    assert "Original Traceback" in error.trace
+
+
+def test_what_a_spawned_process_raises_is_told_first():
+    trace = 'Traceback (most recent call last):\n  File "/code/train.py", line 7, in work\n    load()\n    ^^^^\n'
+    wrapper = RuntimeError(f"\n\n-- Process 1 terminated with the following error:\n{trace}KeyError: 'price'\n")
+    error = from_exception(wrapper, 0, "algo-1", "/code")
+    told = "RuntimeError: KeyError: 'price'; -- Process 1 terminated with the following error (train.py:7, rank 0"
+    assert reason(error).startswith(told)
 
 
 def test_a_syntax_error_names_the_users_line(tmp_path):

@@ -88,7 +88,7 @@ CAUSES = (
     Cause(
         "data-access",
         "the execution role may not read or write a place in S3",
-        r"AccessDenied.{0,200}(S3|GetObject|ListBucket|PutObject)|(S3|GetObject|ListBucket|PutObject|HeadObject).{0,200}(AccessDenied|Access ?Denied|403|Forbidden)",
+        r"AccessDenied.{0,200}(S3|GetObject|ListBucket|PutObject)|(S3|GetObject|ListBucket|PutObject|HeadObject).{0,200}(AccessDenied|Access ?Denied|\(403\)|Forbidden|status[ _]?code\W{1,3}403)",
         "give the role s3:GetObject and s3:ListBucket for inputs, s3:PutObject for outputs; mind bucket policies and the "
         "bucket's region",
     ),
@@ -171,7 +171,7 @@ CAUSES = (
     Cause(
         "hardware",
         "a GPU or machine broke",
-        r"Repairing training cluster|uncorrectable ECC|\bXid\b|GPU has fallen off the bus|CUDA error: unspecified launch failure",
+        r"Repairing training cluster|uncorrectable ECC|NVRM: Xid|GPU has fallen off the bus|CUDA error: unspecified launch failure",
         "start again; set training.retry_attempts and training.checkpoints so that it goes on by itself",
     ),
     # --- several hosts -------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ CAUSES = (
         "collective",
         "the processes lost each other during training",
         r"ncclSystemError|ncclRemoteError|ncclUnhandled|NCCL error|Watchdog caught collective operation timeout"
-        r"|Connection closed by peer|ProcessGroup\w+.*timed? ?out",
+        r"|(gloo|nccl|pair\.cc).{0,200}Connection (closed|reset) by peer|ProcessGroup\w+.*timed? ?out",
         "look for the first error of any rank: the others only follow; ranks must take the same number of steps; in a VPC "
         "the security group must allow traffic within itself",
     ),
@@ -212,7 +212,7 @@ CAUSES = (
     Cause(
         "import",
         "a Python package or library is missing",
-        r"ModuleNotFoundError|ImportError|cannot open shared object file",
+        r"(ModuleNotFound|Import)Error:|cannot open shared object file",
         "add it to requirements.txt beside the script, or to the image",
     ),
     Cause(
@@ -224,13 +224,13 @@ CAUSES = (
     Cause(
         "labels",
         "a label is outside the model's classes",
-        r"Target -?\d+ is out of bounds|n_classes|device-side assert|IndexError: Target",
+        r"Target -?\d+ is out of bounds|Assertion.{0,60}n_classes|device-side assert|IndexError: Target",
         "count the classes in the data: labels must be 0 .. classes-1",
     ),
     Cause(
         "not-a-number",
         "the loss became NaN or infinite",
-        r"loss[^a-z]{0,20}(nan|inf)\b|(nan|inf)\w* (loss|gradient)|Loss is (nan|inf)",
+        r"loss\W{0,3}(tensor\()?[-+]?(nan|inf)\b|(nan|inf)\w* (loss|gradient)|Loss is (nan|inf)",
         "lower the learning rate, clip gradients, check the inputs' normalisation; with amp float16 use bfloat16",
     ),
     Cause(
@@ -280,7 +280,7 @@ CAUSES = (
     Cause(
         "payload",
         "a record or file is larger than MaxPayloadInMB",
-        r"Too much data for max payload size|max payload size|Payload Too Large|RequestEntityTooLarge|BadRecord",
+        r"Too much data for max payload size|exceeds? (the )?max payload|Payload Too Large|RequestEntityTooLarge|BadRecord",
         "raise transform.max_payload_mb (to 100), split by Line, or cut the file",
     ),
     Cause(
@@ -292,7 +292,7 @@ CAUSES = (
     Cause(
         "handler",
         "the handler failed on a record",
-        r"Bad HTTP status.{0,60}5\d\d|ModelError",
+        r"Bad HTTP status.{0,60}5\d\d|\(ModelError\)|ModelError:",
         "send one record with `python -m launcher invoke`; the trace stands in the log under the id of the answer",
     ),
     Cause(

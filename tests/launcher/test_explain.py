@@ -104,6 +104,62 @@ def test_ordinary_log_lines_are_no_cause():
     assert found.evidence[-1].endswith("nan-free run")
 
 
+INNOCENT = """n_classes=10 n_features=64
+UserWarning: This DataLoader will create 8 worker processes in total. Our suggested max number of worker is 2
+retrying the download: Connection closed by peer, attempt 2
+NCCL INFO NET/Socket : Using [0]eth0
+NCCL version 2.21.5+cuda12.4
+[W socket.cpp:464] [c10d] The server socket has failed to bind to [::]:29500
+max payload size is 6 MB
+serving: port=8080 max_request_bytes=1073741824
+train:loss=0.47; val loss is 1.2 (information nan-free)
+ImportError caught: flash_attn is not installed, falling back to sdpa
+epoch 3 loss inflated by weight decay
+error: 0 warning: 0
+0 errors, 0 exceptions
+exit code 0
+exit code: 0
+2026-01-01 GET /ping 200
+Setting OMP_NUM_THREADS environment variable for each process to be 1
+gradient clipping: max norm 1.0, inf norm off
+xid 42 of the experiment
+INFO s3 download took 403 ms
+GET s3://bucket/train 403 objects
+S3 bucket listing: 403 objects
+FutureWarning: You are using torch.load with weights_only=False
+Error handling is on
+learning_rate=0.001 timed out batches=0
+info: no ModelError so far
+loss: 0.3 (nan values: 0)
+loss=0.3 nan=0
+checkpoint loaded: missing keys=[]
+requirements.txt: pip install ok
+SystemExit handler installed
+saw KeyboardInterrupt handler"""
+
+
+@pytest.mark.parametrize("line", INNOCENT.splitlines())
+def test_a_line_of_a_healthy_job_is_no_cause(line):
+    found = explained(description("AlgorithmError: , exit code: 1"), lines(line))
+    assert found.cause is None
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("train:loss=nan;", "not-a-number"),
+        ("loss: tensor(nan, device='cuda:0')", "not-a-number"),
+        ("RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:1", "collective"),
+        ("ImportError: libcudart.so.12: cannot open shared object file", "import"),
+        ("An error occurred (403) when calling the HeadObject operation: Forbidden", "data-access"),
+        ("Loss.cu:94: block: [0] Assertion `t >= 0 && t < n_classes` failed.", "labels"),
+        ("NVRM: Xid (PCI:0000:00:1e): 79, GPU has fallen off the bus.", "hardware"),
+    ],
+)
+def test_what_looks_like_it_and_is_a_cause_is_told(line, code):
+    assert explained(description("AlgorithmError: , exit code: 1"), lines(line)).cause.code == code
+
+
 def test_an_exception_behind_the_services_own_word_is_read():
     found = explained(description("AlgorithmError: ValueError: no images in train, exit code: 1"), [])
     assert found.cause.code == "exception"

@@ -1,7 +1,7 @@
 """One request on its way through the core."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 from container.serve.exchange import Request, Response
@@ -24,6 +24,7 @@ class Call:
         "data",
         "decoded",
         "done",
+        "key",
         "predicted",
         "predictor",
         "release",
@@ -51,6 +52,8 @@ class Call:
         self.release: Callable[[], None] = _nothing
         """Lets go of the model; called once, when the call is answered or dropped."""
         self.data: Any = None
+        self.key: Hashable = None
+        """What may share a batch has the same one; None shares none."""
         self.context: Context | None = None
         """Only where the user wrote handlers."""
 

@@ -21,11 +21,13 @@ PROCESS_BYTES = 900 * 1024**2  # a process with torch, warm: 450 to 650 MB measu
 HEAVY_ARTIFACT_BYTES = 16 * 1024**2  # above, the network's forward pass outweighs HTTP and JSON by far
 MODEL_COPIES = 3  # resident bytes of a model per byte of its artifact: weights, a frozen copy, activations
 MAX_PROCESSES = 8
+MAX_DECODE_THREADS = 16  # what decodes holds the GIL for a part of it: more threads only wait for it
 LAST_PORT = 65535
 
 # Ours: what the platform has no name for.
 COMPUTE_THREADS = "SLIPWAY_COMPUTE_THREADS"
 TORCH_THREADS = "SLIPWAY_TORCH_THREADS"
+DECODE_THREADS = "SLIPWAY_DECODE_THREADS"
 MAX_BATCH_SIZE = "SLIPWAY_MAX_BATCH_SIZE"
 MAX_QUEUE_VARIABLE = "SLIPWAY_MAX_QUEUE"
 MAX_REQUEST_BYTES_VARIABLE = "SLIPWAY_MAX_REQUEST_BYTES"
@@ -66,6 +68,8 @@ class ServerPlan:
     """Per process: how many predictions run at once."""
     torch_threads: int
     """Per compute thread, inside one operator."""
+    decode_threads: int
+    """Per process, beside the device: how many requests are decoded at once; 0: compute threads do it themselves."""
     max_batch_size: int
     max_queue: int
     """Requests waiting in one process before the next gets 503."""
@@ -99,8 +103,8 @@ def plan_server(machine: Machine, environ: Mapping[str, str], artifact_bytes: in
     """Decide how to serve.
 
     A heavy model gets one process whose compute threads share the weights, a light one (JSON and HTTP cost more than
-    its forward pass) a process per core, a GPU machine one process per GPU. Processes times threads never exceed the
-    cores. Every choice can be overridden by environment.
+    its forward pass) a process per core, a GPU machine one process per GPU, which decodes on the cores beside it.
+    Processes times threads never exceed the cores. Every choice can be overridden by environment.
 
     Args:
         machine: what there is.
@@ -116,6 +120,7 @@ def plan_server(machine: Machine, environ: Mapping[str, str], artifact_bytes: in
         processes = 1  # one registry: a model loaded through one connection is there for every other
     threads = _whole(environ, COMPUTE_THREADS) or (1 if machine.gpus else max(1, machine.cores // processes))
     torch_threads = _whole(environ, TORCH_THREADS) or max(1, machine.cores // (processes * threads))
+    beside = max(1, machine.cores // processes - 1) if machine.gpus else 0
     batch = is_true(environ, contract.BATCH)
     timeout = _whole(environ, MODEL_SERVER_TIMEOUT_SECONDS) or _whole(environ, contract.MODEL_SERVER_TIMEOUT)
     if batch:
@@ -128,6 +133,7 @@ def plan_server(machine: Machine, environ: Mapping[str, str], artifact_bytes: in
         processes=processes,
         compute_threads=threads,
         torch_threads=torch_threads,
+        decode_threads=_whole(environ, DECODE_THREADS) or min(beside, MAX_DECODE_THREADS),
         max_batch_size=_whole(environ, MAX_BATCH_SIZE) or 32,
         max_queue=_whole(environ, MAX_QUEUE_VARIABLE) or MAX_QUEUE,
         max_request_bytes=_whole(environ, MAX_REQUEST_BYTES_VARIABLE) or MAX_REQUEST_BYTES,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from container import contract
 from container.serve import tracing
+from container.serve.ahead import Ahead
 from container.serve.batcher import Batcher
 from container.serve.call import Call
 from container.serve.exchange import (
@@ -57,6 +58,11 @@ class Service:
         self._batcher = Batcher(
             self._compute, plan.compute_threads, plan.max_batch_size, plan.max_queue, plan.torch_threads
         )
+        self._ahead = (
+            Ahead(plan.decode_threads, self._make_ready, self._batcher.submit, plan.max_queue)
+            if plan.decode_threads
+            else None
+        )
         self._errors = itertools.count(1)
 
     # -- life
@@ -88,11 +94,13 @@ class Service:
 
     def wait_for_quiet(self, seconds: float) -> None:
         """Until this process has had nothing to compute for so long."""
-        while self._batcher.quiet_seconds() < seconds:
+        while self._batcher.quiet_seconds() < seconds or (self._ahead and self._ahead.waiting()):
             time.sleep(seconds / 10)
 
     def stop(self) -> None:
         """Let the compute threads end after what waits."""
+        if self._ahead:
+            self._ahead.stop()
         self._batcher.stop()
 
     def ping(self) -> Response:
@@ -180,13 +188,13 @@ class Service:
                 raise Unavailable("the model is still loading")
             else:
                 call.predictor = self._predictor
-            self._batcher.submit(call)
+            (self._ahead or self._batcher).submit(call)
         except ServeError as error:
             call.answer(error.response())
 
     def waiting(self) -> int:
         """Requests that no thread has taken yet."""
-        return self._batcher.waiting()
+        return self._batcher.waiting() + (self._ahead.waiting() if self._ahead else 0)
 
     def predictors(self) -> "list[Predictor]":
         """The models that can be invoked."""
@@ -220,21 +228,22 @@ class Service:
         for call in calls:
             if call.cancelled:
                 call.release()
-                continue
-            call.started = time.monotonic()
-            key = self._attempt(call, self._decode)
-            if key is not FAILED:
-                groups.setdefault(key, []).append(call)
+            elif call.decoded or self._make_ready(call):
+                groups.setdefault(call if call.key is None else (call.predictor, call.key), []).append(call)
         for group in groups.values():
             self._predict(group)
         tracing.enter(None)
 
-    def _decode(self, call: Call) -> Hashable:
+    def _make_ready(self, call: Call) -> bool:
+        """Decode a call; False where that failed and the call has its answer."""
+        call.started = time.monotonic()
+        return self._attempt(call, self._decode)
+
+    def _decode(self, call: Call) -> None:
         predictor = _predictor_of(call)
         call.data = predictor.decode(call)
+        call.key = predictor.batch_key(call.data)
         call.decoded = time.monotonic()
-        key = predictor.batch_key(call.data)
-        return call if key is None else (predictor, key)
 
     def _predict(self, group: list[Call]) -> None:
         if self.metrics is not None:
@@ -248,7 +257,7 @@ class Service:
                 predicted = time.monotonic()
                 for call, prediction in predictions:
                     call.predicted = predicted
-                    self._attempt(call, self._encode, prediction)
+                    self._finish(call, prediction)
                 return
         for call in group:
             self._attempt(call, self._predict_alone)
@@ -256,25 +265,34 @@ class Service:
     def _predict_alone(self, call: Call) -> None:
         prediction = _predictor_of(call).predict([call])[0]
         call.predicted = time.monotonic()
-        self._encode(call, prediction)
+        if self._ahead:
+            self._finish(call, prediction)
+        else:
+            self._encode(call, prediction)
+
+    def _finish(self, call: Call, prediction: Any) -> None:
+        if self._ahead:
+            self._ahead.run(self._attempt, call, self._encode, prediction)
+        else:
+            self._attempt(call, self._encode, prediction)
 
     def _encode(self, call: Call, prediction: Any) -> None:
         call.answer(_predictor_of(call).encode(prediction, call))
 
-    def _attempt(self, call: Call, step: Callable[..., Any], *arguments: Any) -> Any:
-        """Run one step of one call; what goes wrong is its answer and nobody else's."""
+    def _attempt(self, call: Call, step: Callable[..., None], *arguments: Any) -> bool:
+        """Run one step of one call; what goes wrong is its answer and nobody else's. Returns whether nothing did."""
         tracing.enter(call.request.headers)
         try:
-            return step(call, *arguments)
+            step(call, *arguments)
         except HandlerFailed as error:
             call.answer(self._failed(call, error, str(error)))
         except ServeError as error:
             call.answer(error.response())
-        except (
-            BaseException
-        ) as error:  # user code's sys.exit or CancelledError ends its request, not the compute thread
+        except BaseException as error:  # sys.exit, or asyncio's CancelledError: it ends its request, not the thread
             call.answer(self._failed(call, error, "the handler failed; the log has the reason under this id"))
-        return FAILED
+        else:
+            return True
+        return False
 
     def _failed(self, call: Call, error: BaseException, message: str) -> Response:
         if self.plan.multi_model and classify(error)[0] == "out-of-memory":
@@ -287,6 +305,3 @@ class Service:
 def _predictor_of(call: Call) -> "Predictor":
     assert call.predictor is not None
     return call.predictor
-
-
-FAILED = object()

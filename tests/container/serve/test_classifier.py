@@ -44,3 +44,11 @@ def test_a_request_of_very_many_images_never_shows_the_network_all_of_them(model
     assert shown == [batch_size.rows_at_once(64 * 4)] * 2 + [5]
     assert torch.allclose(torch.from_numpy(rows[-5:]), torch.from_numpy(expected), atol=1e-5)
     assert batch_size.rows_at_once(3 * 224 * 224 * 4) == 64
+
+
+def test_what_is_staged_for_a_device_is_answered_alike(artifact, model):
+    staged = ImageClassifier(*load_model(artifact), "cpu:0", "application/json")  # any name but cpu's is a device's
+    inputs = [torch.rand(count, 1, 8, 8) for count in (1, 3)]
+    for batch in (inputs, inputs[1:]):
+        for one, other in zip(staged.predict(batch), model.predict(batch), strict=True):
+            assert torch.equal(torch.from_numpy(one), torch.from_numpy(other))

@@ -19,6 +19,7 @@ GATED = """
 
     class Gated(torch.nn.Module):
         def forward(self, rows):
+            pathlib.Path(GATE + ".reached").touch()
             while not pathlib.Path(GATE).exists():
                 time.sleep(0.01)
             if len(rows) > 1:
@@ -28,6 +29,13 @@ GATED = """
     def model_fn(model_dir):
         return Gated()
 """
+
+
+def until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("ends", ["raise SystemExit", "raise asyncio.CancelledError", "raise ValueError"])
@@ -40,13 +48,14 @@ def test_whatever_ends_a_batch_its_requests_are_tried_alone_and_the_compute_thre
     request = Request("POST", "/invocations", {"content-type": "application/json"}, b"[[1.5]]")
     answers = []
     clients = [threading.Thread(target=lambda: answers.append(service.invoke(request))) for _ in range(3)]
-    for client in clients:
-        client.start()
-    deadline = time.monotonic() + 30
-    while service.waiting() < 2:  # one computes, the others are the next batch
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    gate.touch()
+    try:
+        clients[0].start()
+        until(gate.with_name("gate.reached").exists)
+        for client in clients[1:]:
+            client.start()
+        until(lambda: service.waiting() == 2)  # one computes, the others are the next batch
+    finally:
+        gate.touch()
     for client in clients:
         client.join(30)
     assert [(answer.status, answer.body) for answer in answers] == [(200, b"[[1.5]]")] * 3

@@ -10,6 +10,8 @@ from torchvision.io import write_jpeg, write_png
 from container import contract
 from container.model import read_signature
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # whole trainings, on machines that do other things, too
+
 
 @pytest.fixture
 def texture():
@@ -47,11 +49,10 @@ def textures(tmp_path, texture):
 
 def report_of(job):
     job.start()
-    assert job.wait(400) == {"algo-1": 0}, job.log()
+    assert job.wait(800) == {"algo-1": 0}, job.log()
     return json.loads((job.opt_ml().output_data / "report.json").read_text())
 
 
-@pytest.mark.slow
 def test_images_of_many_sizes_in_few_examples_are_learnt(training_job, textures):
     job = training_job(channels=textures(train=(70, 35, 20), validation=(20, 20, 20)))
     report = report_of(job)
@@ -61,7 +62,6 @@ def test_images_of_many_sizes_in_few_examples_are_learnt(training_job, textures)
     assert printed == {name for name in contract.BUILTIN_METRICS if not name.startswith("test:")}
 
 
-@pytest.mark.slow
 def test_rare_classes_and_a_damaged_file_are_told_and_learnt(training_job, textures):
     channels = textures(train=(132, 24, 12), test=(20, 20, 20))
     (channels["train"] / "stripes" / "7.jpg").write_bytes(b"\xff\xd8 that is all")
@@ -74,7 +74,6 @@ def test_rare_classes_and_a_damaged_file_are_told_and_learnt(training_job, textu
     assert report["test:macro_f1"] > 0.75, report["by_class"]
 
 
-@pytest.mark.slow
 def test_two_tiny_grey_images_per_class_are_learnt_by_heart(training_job, tmp_path):
     generator = torch.Generator().manual_seed(1)
     for light, name in ((30, "50$ or $60$"), (120, 'zwölf, "drei"'), (210, "a b")):
@@ -88,7 +87,6 @@ def test_two_tiny_grey_images_per_class_are_learnt_by_heart(training_job, tmp_pa
     assert (signature.image_shape, signature.classes) == ((1, 5, 7), ("50$ or $60$", "a b", 'zwölf, "drei"'))
 
 
-@pytest.mark.slow
 def test_large_pictures_become_224_pixels_for_a_resnet(training_job, tmp_path, texture):
     for name in ("stripes", "bars"):
         (tmp_path / "train" / name).mkdir(parents=True)

@@ -20,6 +20,8 @@ from launcher.config.values import (
     as_list,
 )
 
+STREAMED = {"AugmentedManifestFile", "Gzip", "RecordIO"}  # what a channel may say in Pipe mode alone
+
 
 class Channel(Section):
     """One input of a training job."""
@@ -47,13 +49,27 @@ class Channel(Section):
 
     @model_validator(mode="after")
     def _modes_agree(self) -> "Channel":
-        if self.data_type == "AugmentedManifestFile" and self.mode != "Pipe":
-            raise ValueError("data_type=AugmentedManifestFile is read in Pipe mode only; set mode: Pipe")
-        if self.mode == "FastFile" and self.data_type != "S3Prefix":
-            raise ValueError(f"mode=FastFile takes data_type S3Prefix only, not {self.data_type}; use File")
-        if self.source.startswith("fs-") and self.mode not in (None, "File"):
-            raise ValueError(f"a file system is mounted, so mode must be File, not {self.mode}")
+        if self.mode:
+            self.check_mode(self.mode)
         return self
+
+    def check_mode(self, mode: str) -> None:
+        """Refuse what SageMaker does not do in a mode: the channel's own, or `training.input_mode`.
+
+        Raises:
+            ValueError: what does not go together.
+        """
+        if self.source.startswith("fs-"):
+            if mode != "File":
+                raise ValueError(f"a file system is mounted, so mode must be File, not {mode}")
+        elif mode == "FastFile" and self.data_type == "ManifestFile":
+            raise ValueError("mode=FastFile takes data_type S3Prefix only, not ManifestFile; use File")
+        elif mode != "Pipe":
+            for setting in ("data_type", "compression", "record_wrapper"):
+                if getattr(self, setting) in STREAMED:
+                    raise ValueError(
+                        f"{setting}={getattr(self, setting)} is for Pipe mode only; set mode: Pipe, or leave it out"
+                    )
 
 
 class Spot(Section):
@@ -139,6 +155,19 @@ class Training(Section):
         elif isinstance(checkpoints, str):
             short["checkpoints"] = {} if checkpoints == "auto" else {"s3_uri": checkpoints}
         return {**value, **short}
+
+    @model_validator(mode="after")
+    def _channels_agree(self) -> "Training":
+        groups = {group.name for group in self.instance_groups}
+        for name, channel in self.channels.items():
+            unknown = sorted(set(channel.instance_groups) - groups)
+            if unknown:
+                raise ValueError(f"channels.{name}.instance_groups={unknown}: instance_groups has no such name")
+            try:
+                channel.check_mode(channel.mode or self.input_mode)
+            except ValueError as error:
+                raise ValueError(f"channels.{name}: {error}") from error
+        return self
 
     @model_validator(mode="after")
     def _options_agree(self) -> "Training":

@@ -90,6 +90,11 @@ def test_defaults_of_the_local_sagemaker_yield_to_the_file(tmp_path):
         ("training: {channels: {a: {source: 's3://b', data_type: AugmentedManifestFile}}}", "set mode: Pipe"),
         ("training: {channels: {a: {source: s3://b, data_type: ManifestFile, mode: FastFile}}}", "use File"),
         ("training: {channels: {a: {source: 'fs-12345678:/x', mode: Pipe}}}", "mode must be File"),
+        ("training: {input_mode: Pipe, channels: {a: 'fs-12345678:/x'}}", "channels.a: a file system is mounted"),
+        ("training: {input_mode: FastFile, channels: {a: {source: s3://b, data_type: ManifestFile}}}", "use File"),
+        ("training: {channels: {a: {source: s3://b, compression: Gzip}}}", "compression=Gzip is for Pipe mode only"),
+        ("training: {channels: {a: {source: s3://b, record_wrapper: RecordIO, mode: FastFile}}}", "for Pipe mode only"),
+        ("training: {channels: {a: {source: s3://b, instance_groups: [gpu]}}}", "instance_groups has no such name"),
         ("training: {spot: true, keep_alive: 10m}", "exclude each other"),
         ("training: {keep_alive: 10m, instance_groups: [{name: a, instance_type: ml.m5.large}]}", "not available with"),
         ("training: {max_runtime: 2h, spot: {max_wait: 1h}}", "is shorter than max_runtime"),
@@ -154,3 +159,8 @@ def test_tags_that_the_limits_ask_for_must_be_there(tmp_path):
         settings(tmp_path, f"{limits}tags: {{team: a}}")
     found = settings(tmp_path, f"{limits}tags: {{team: a}}", "tags.cost-center=7")
     assert found.config.tags == {"team": "a", "cost-center": "7"}
+
+
+def test_a_channel_inherits_the_mode_that_all_have(tmp_path):
+    text = "training: {input_mode: Pipe, channels: {a: {source: s3://b, data_type: AugmentedManifestFile}}}"
+    assert settings(tmp_path, text).config.training.channels["a"].mode is None

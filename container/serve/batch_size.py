@@ -34,6 +34,9 @@ def fitting_batch_size(
         bound_bytes: what this process may hold while each of `threads` predicts; None: as much as there is.
         threads: how many batches this process computes at once.
         wait: called before each batch; returns when nobody else computes.
+
+    Raises:
+        RuntimeError: as `predict`, unless it is that memory ran out.
     """
     size, per_record = 1, 0.0
     figures: list[str] = []
@@ -43,7 +46,13 @@ def fitting_batch_size(
         if bound_bytes is not None and held + 2 * grown * threads > bound_bytes:
             reason = f"twice as many may need {(held + 2 * grown * threads) / 1e6:.0f} MB of {bound_bytes / 1e6:.0f} MB"
             break
-        per_record, larger = measure(predict, records, size, wait)
+        try:
+            per_record, larger = measure(predict, records, size, wait)
+        except RuntimeError as error:  # torch's, of a GPU whose memory the larger batch does not fit into
+            if "out of memory" not in str(error):
+                raise
+            reason = f"{2 * size} do not fit into the device's memory"
+            break
         figures = figures or [f"1: {per_record * 1e3:.3g}"]
         figures.append(f"{2 * size}: {larger * 1e3:.3g}")
         if larger > per_record * WORTH:

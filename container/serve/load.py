@@ -103,6 +103,11 @@ def is_tuned(device: str, environ: Mapping[str, str]) -> bool:
     return is_true(environ, TUNE) if environ.get(TUNE) else device == "cpu"
 
 
+def is_measured(environ: Mapping[str, str]) -> bool:
+    """Whether to look for the batch that is worth forming: on every device unless switched off or said."""
+    return not environ.get(MAX_BATCH_SIZE) and (is_true(environ, TUNE) or not environ.get(TUNE))
+
+
 def tune_at_start(predictor: Predictor, plan: ServerPlan) -> None:
     """Look for a faster form before the server is ready, where that takes no more than a moment."""
 
@@ -121,11 +126,12 @@ def tune(service: Service, predictor: Predictor, environ: Mapping[str, str]) -> 
 
     It begins in a quiet moment: beside requests it would halve what they get, and measure them rather than the model.
     """
-    if not is_tuned(predictor.defaults.device, environ):
+    tuned, measured = is_tuned(predictor.defaults.device, environ), is_measured(environ)
+    if not tuned and not measured:
         return
     service.wait_for_quiet(QUIET_SECONDS)
-    done = tune_network(predictor)
-    if not environ.get(MAX_BATCH_SIZE):
+    done = tuned and tune_network(predictor)
+    if measured:
         limit_batch(service, predictor)
     if done:
         gc.unfreeze()  # the network as it was loaded may be garbage by now

@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import time
 import weakref
 
 import numpy as np
@@ -16,7 +17,7 @@ from container.serve.array_model import ArrayModel
 from container.serve.classifier import ImageClassifier
 from container.serve.handlers import UserFunctions
 from container.serve.health import Health
-from container.serve.load import place_of, tune
+from container.serve.load import is_measured, place_of, tune
 from container.serve.plan import Machine, plan_server
 from container.serve.predictor import NO_FUNCTIONS, Predictor, load_predictor
 from container.serve.service import Service
@@ -202,3 +203,21 @@ def test_each_batch_is_measured_when_nobody_else_computes():
     batch_size.measure(lambda records: happened.append(len(records)), [1, 2], 1, lambda: happened.append("quiet"))
     assert happened[::2] == ["quiet"] * (len(happened) // 2)
     assert set(happened[1::2]) == {1, 2}
+
+
+def test_a_batch_that_the_devices_memory_does_not_hold_is_not_formed():
+    def predict(records):
+        if len(records) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        time.sleep(0.002)  # the same for any batch: more are always worth it
+        return list(records)
+
+    size, line = batch_size.fitting_batch_size(predict, list(range(16)), None, 1)
+    assert size == 4
+    assert "8 do not fit into the device's memory" in line
+
+
+def test_batches_are_measured_on_every_device_and_forms_on_cpus():
+    for environ, measured in (({}, True), ({"SLIPWAY_TUNE": "true"}, True), ({"SLIPWAY_TUNE": "false"}, False)):
+        assert is_measured(environ) is measured
+        assert is_measured({**environ, "SLIPWAY_MAX_BATCH_SIZE": "8"}) is False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.commands.invoke import mode_of, read_body
+from launcher.commands.invoke import component_asked, mode_of, read_body
 from launcher.commands.options import (
     LOCAL_HOME,
     Options,
@@ -46,6 +46,7 @@ SMALL_CPUS = {"medium": 2, "large": 2}
 @click.option("--target-variant", help="Load this variant instead of those the weights choose.")
 @click.option("--target-model", help="Archive below the prefix of a multi-model endpoint.")
 @click.option("--target-container", help="One of several containers in direct mode.")
+@click.option("--component", help="One of the endpoint's inference components, as launcher.yaml names it.")
 @common_options
 def load(options: Options, files: tuple[Path, ...], **given: Any) -> None:
     """Send FILES in turn to the endpoint, more and more at once: latencies, throughput, the knee, and what to set."""
@@ -62,6 +63,7 @@ def load(options: Options, files: tuple[Path, ...], **given: Any) -> None:
     from launcher.load.stages import run
 
     targets = {key: given[key] for key in ("target_variant", "target_model", "target_container")}
+    targets["component"] = component_asked(settings, name, given["component"])
     requests = [
         Request(name, read_body(file), given["content_type"] or content_type_of(file), given["accept"], **targets)
         for file in files

@@ -229,6 +229,17 @@ def test_a_run_without_bounds_is_refused(verb, arguments, problem, capsys):
     assert problem in capsys.readouterr().err
 
 
+def test_one_of_several_components_is_loaded_when_it_is_named(verb, endpoint, capsys, monkeypatch):
+    asked = []
+    real = Aws.call
+    monkeypatch.setattr(Aws, "call", lambda self, *names, **given: asked.append(given) or real(self, *names, **given))
+    several = "endpoint.components=[{name: a, model: s3://b/1}, {name: b, model: s3://b/1}]"
+    assert verb("--set", several) == ConfigError.exit_code
+    assert "say which: --component a or b" in capsys.readouterr().err
+    assert verb("--set", several, "--component", "b", "--stages", "1") == 0
+    assert {"digits-b"} == {given["InferenceComponentName"] for given in asked if "Body" in given}
+
+
 def test_an_asynchronous_endpoint_is_not_loaded(verb, canned_endpoint, monkeypatch, capsys):
     monkeypatch.setattr("launcher.invoke.mode_of", lambda *_: "asynchronous")
     assert verb() == ConfigError.exit_code

@@ -5,10 +5,13 @@ other cores have nothing to do for as long as these connections live, which may 
 """
 
 import asyncio
+import contextlib
+import ctypes
 import errno
 import logging
 import mmap
 import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 DEFER_SECONDS = 0.002  # a process with more connections than another gives way for so long, and then takes it
 NO_DESCRIPTORS_SECONDS = 1.0
+SO_ATTACH_FILTER = 26  # socket(7)
+KEEP_NOTHING = struct.pack("@HBBI", 0x06, 0, 0, 0)  # struct sock_filter: BPF_RET, and none of the packet's bytes
 
 
 class Counts:
@@ -29,6 +34,18 @@ class Counts:
 
     def fewest(self, slots: list[int]) -> int:
         return min((self._counts[slot] for slot in slots), default=0)
+
+
+def refuse_handshakes(listening: socket.socket) -> None:
+    """Let no connection into the queue of a socket any more; those in it can still be accepted, in every process.
+
+    Between the last accept and the close another one could come in, and would be broken. A filter drops its packets
+    instead; its client is refused a second later, when it tries again and the socket is closed.
+    """
+    instruction = ctypes.create_string_buffer(KEEP_NOTHING)
+    program = struct.pack("@HP", 1, ctypes.addressof(instruction))  # struct sock_fprog
+    with contextlib.suppress(OSError):  # not every sandbox's kernel has filters
+        listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 class Connections(set[Any]):
@@ -67,9 +84,14 @@ class Listener:
         self._listen()
 
     def close(self) -> None:
-        """Take no more connections."""
+        """Take the connections that wait, and no more: those left in the queue of a closed socket are broken."""
+        if self._closed:
+            return
         self._closed = True
         self._loop.remove_reader(self._socket.fileno())
+        while self._accept():
+            pass
+        self._socket.close()
 
     async def wait_closed(self) -> None:
         """Nothing is left to wait for: uvicorn has waited for the connections."""
@@ -93,21 +115,23 @@ class Listener:
             self._listen()
             self._accept()
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Take one connection, if one waits; returns whether one did."""
         try:
             connection, _ = self._socket.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):  # another process was faster
-            return
+            return False
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 raise
             logger.error("no connection can be accepted for %g s: %s", NO_DESCRIPTORS_SECONDS, error.strerror)
             self._pause(NO_DESCRIPTORS_SECONDS, self._listen)
-            return
+            return False
         connection.setblocking(False)
         opening = self._loop.create_task(self._open(connection))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
+        return True
 
     async def _open(self, connection: socket.socket) -> None:
         try:

@@ -35,7 +35,7 @@ CAUSES = {
     "wrong-architecture": "the weights belong to another network than the code builds",
     "pickled-model": "save the model's state_dict() instead, or trust the file and load it with weights_only=False",
     "missing-class": "the file was pickled where the class was defined in another module: put that module into code/",
-    "bad-handler": "correct code/inference.py",
+    "bad-handler": "correct code/inference.py, or the variable that names it",
     "bad-setting": "correct the variable in the model's Environment",
     "requirements": "bake the packages into the image, or ship their wheels in code/wheels of model.tar.gz",
     "port-taken": "set SAGEMAKER_BIND_TO_PORT to a free port, or end the process that holds this one",
@@ -88,6 +88,7 @@ MESSAGES = (
     (r"Can't get attribute .* on <module", "missing-class"),
     (r"PytorchStreamReader failed", "bad-model"),
     (r"the warm-up request was answered", "warm-up"),
+    (r"attempted relative import", "bad-handler"),
 )
 ERRNOS = {errno.EROFS: "read-only", errno.ENOSPC: "disk-full"}
 
@@ -96,9 +97,22 @@ def describe(error: BaseException) -> str:
     """One line for the log, such as `serve cannot start [syntax-error] code/inference.py:3: …; fix: …`."""
     cause, fix = classify(error)
     where = location(error)
-    message = " ".join(f"{type(error).__name__}: {error}".split())
+    message = _named(error)
+    if error.__cause__ is not None:
+        message += f" (from {_named(error.__cause__)})"
     line = f"serve cannot start [{cause}]{' ' + where if where else ''}: {message}"
     return f"{line[:LINE_LIMIT]}; fix: {fix}"
+
+
+def _named(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {_text(error)}".split()).removesuffix(":")
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # user code's own class
+        return "(an error that cannot be written as text)"
 
 
 def describe_ending(ending: os.waitid_result | None) -> str:
@@ -130,7 +144,7 @@ def classify(error: BaseException) -> tuple[str, str]:
 
 
 def _cause(error: BaseException) -> str:
-    text = str(error)
+    text = _text(error)
     for pattern, cause in MESSAGES:
         if re.search(pattern, text):
             return cause
@@ -142,7 +156,7 @@ def _cause(error: BaseException) -> str:
 def location(error: BaseException) -> str:
     """File and line of the user's own last frame: outside the packages, outside this server."""
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
+        return f"{error.filename}:{error.lineno}" if error.lineno else error.filename
     return _users_last(traceback.extract_tb(error.__traceback__))
 
 

@@ -152,7 +152,11 @@ def load_functions(path: Path, modules: PrivateModules | None = None) -> UserFun
             does not fit.
         Exception: whatever the file raises while it is imported.
     """
-    module = modules.load(path) if modules else _import(path)
+    try:
+        module = modules.load(path) if modules else _import(path)
+    except SyntaxError as error:
+        error.filename = error.filename or str(path)  # Python does not say where a zero byte is
+        raise
     functions = {
         name: _with_context(getattr(module, name), name, path)
         for name in ARGUMENTS

@@ -14,7 +14,7 @@ FAILURE_BYTES = 4096
 STUCK_SECONDS = 60  # a process whose event loop stands still for so long answers nobody; predictions leave it free
 REPLACEMENT_SECONDS = 60.0  # so long at least a dead process may be missing while others answer,
 REPLACEMENT_STARTS = 3  # or so many times what the server took to start: a replacement shares the cores with requests
-FIRST, MISSING = range(2)
+FIRST, MISSING, STOPPING = range(3)
 
 
 class State(IntEnum):
@@ -43,8 +43,11 @@ class Health:
         self._slots = mmap.mmap(-1, 2 * processes)
         self._failure = mmap.mmap(-1, FAILURE_BYTES)
         self.connections = Counts(2 * processes)
-        self._times = memoryview(mmap.mmap(-1, 16)).cast("d")
-        """When every process was ready first, and since when one is missing; 0.0: not. The master alone writes them."""
+        self._times = memoryview(mmap.mmap(-1, 24)).cast("d")
+        """When every process was ready first, since when one is missing, when the server was told to stop; 0.0: not.
+
+        The master alone writes them.
+        """
 
     def claim(self) -> int:
         """A free slot, marked as loading; the master calls it before it forks."""
@@ -82,11 +85,13 @@ class Health:
         self._slots[slot] = state
         return state
 
-    def fail(self, line: str) -> None:
-        """Leave the reason why the server cannot start; the first one stands, and the master says it once."""
-        if not self.failure():
-            line = contract.truncate_utf8(line, FAILURE_BYTES)
-            self._failure[: len(line.encode())] = line.encode()
+    def fail(self, line: str) -> bool:
+        """Leave the reason why the server cannot start, which the master says; returns whether it is the first."""
+        if self.failure():
+            return False
+        line = contract.truncate_utf8(line, FAILURE_BYTES)
+        self._failure[: len(line.encode())] = line.encode()
+        return True
 
     def failure(self) -> str:
         return self._failure[:].rstrip(b"\0").decode("utf-8", "replace")
@@ -99,6 +104,15 @@ class Health:
     def started(self) -> bool:
         """Whether every process has been ready at once."""
         return self._times[FIRST] > 0
+
+    @property
+    def stopping(self) -> bool:
+        """Whether every process is to end, and not one that is replaced."""
+        return self._times[STOPPING] > 0
+
+    def stop(self) -> None:
+        """Told by the master before it tells its processes."""
+        self._times[STOPPING] = time.monotonic()
 
     def is_complete(self) -> bool:
         """Whether every process is ready."""
@@ -117,7 +131,7 @@ class Health:
         return State.ABSENT
 
     def _is_being_replaced(self) -> bool:
-        first, missing = self._times
+        first, missing, _ = self._times
         if not missing:
             return first > 0
         allowed = max(REPLACEMENT_SECONDS, REPLACEMENT_STARTS * (first - self.started_at))

@@ -39,6 +39,11 @@ class Master(Arbiter):
 
     handle_quit = handle_int
 
+    def stop(self, graceful: bool = True) -> None:
+        """Gunicorn's, and the processes know that none of them stays."""
+        self.app.health.stop()
+        super().stop(graceful)
+
     def murder_workers(self) -> None:
         """Gunicorn's look at its processes, every second: ours is at what they answer and what they hold."""
         self.app.health.observe()

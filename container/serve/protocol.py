@@ -122,6 +122,12 @@ class Protocol(HttpToolsProtocol):
             self.timeout_keep_alive_task.cancel()
         super().connection_lost(exc)
 
+    def expects_a_request(self, within: float) -> bool:
+        """Whether one may be on its way: none has come whole yet, or the last was answered less than so long ago."""
+        if self.cycle is None:
+            return True
+        return self._idle_since is not None and self.loop.time() - self._idle_since < within
+
     # -- a request comes in
 
     def data_received(self, data: bytes) -> None:

@@ -19,7 +19,7 @@ from gunicorn.glogging import Logger
 from container import contract, logs
 from container.serve import emf, failures, telemetry, tracing
 from container.serve.asgi import Door
-from container.serve.handlers import HandlerError, find_program
+from container.serve.handlers import find_program
 from container.serve.health import Health, State
 from container.serve.master import CANNOT_LOAD, Master
 from container.serve.metrics import Metrics
@@ -33,7 +33,7 @@ from container.serve.plan import (
 )
 from container.serve.registry import Registry
 from container.serve.renewal import Renewal
-from container.serve.requirements import RequirementsError, install_requirements, put_on_path
+from container.serve.requirements import install_requirements, put_on_path
 from container.serve.service import Service
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+USUAL_LEVEL = "20"
 PR_SET_PDEATHSIG = 1  # prctl(2)
 SAID_BY_THE_MASTER = ("Worker (pid:%s)", "Shutting down:", "Reason:")  # by ours, with what it means and last
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -53,22 +54,38 @@ def main() -> int:
         1 where a setting is wrong or the port is taken; gunicorn ends the process itself otherwise, with 3 when the
         model cannot be loaded.
     """
-    logs.configure(os.environ, os.environ.get(contract.CONTAINER_LOG_LEVEL) or "20", tracing.log_fields)
-    opt_ml = contract.OptMl.from_env()
-    machine = read_machine()
     try:
+        configure_logs()
+        opt_ml = contract.OptMl.from_env()
+        machine = read_machine()
         size = artifact_size(opt_ml.model)
         plan = plan_server(machine, os.environ, size)
         emf.Settings.from_env(os.environ)  # a bad one ends the server now
         check_port(plan.port)
         install(opt_ml)
-    except (PlanError, PortTaken, HandlerError, RequirementsError) as error:
+    except Exception as error:  # of whatever kind: one line says what to do
         logger.error("%s", failures.describe(error))
         return 1
     logger.info("serving: %s (cores=%d memory=%.1fGiB gpus=%d artifact=%.1fMB)", *_figures(plan, machine, size))
     prepare_environment(plan)
     Gunicorn(plan, machine, opt_ml).run()
     return 0
+
+
+def configure_logs() -> None:
+    """Log as the environment says.
+
+    Raises:
+        PlanError: there is no such level; the logs are configured with the usual one.
+    """
+    level = os.environ.get(contract.CONTAINER_LOG_LEVEL) or USUAL_LEVEL
+    try:
+        logs.configure(os.environ, level, tracing.log_fields)
+    except ValueError:
+        logs.configure(os.environ, USUAL_LEVEL, tracing.log_fields)
+        raise PlanError(
+            f"{contract.CONTAINER_LOG_LEVEL}={level!r} is none of debug, info, warning, error, 10, …"
+        ) from None
 
 
 def install(opt_ml: contract.OptMl) -> None:
@@ -169,7 +186,6 @@ class Gunicorn(BaseApplication):
 
     def _after_fork(self, arbiter: Arbiter, worker: Any) -> None:
         end_with_parent(arbiter.pid)
-        faulthandler.enable()  # where native code crashes, the log has the line of Python that called it
         self.slot = worker.slot
 
     def restarted(self) -> None:
@@ -179,6 +195,7 @@ class Gunicorn(BaseApplication):
 
     def load(self) -> Door:
         """The application of one process, which answers `/ping` at once and loads its model beside it."""
+        faulthandler.enable()  # where native code crashes, the log has the line of Python that called it
         registry = self._registry() if self.plan.multi_model else None
         service = Service(self.plan, self.health, registry, self.metrics)
         if self.metrics is not None:
@@ -201,11 +218,13 @@ class Gunicorn(BaseApplication):
 
             predictor = load.serve_model(service, self.opt_ml.model, self.device(), os.environ)
         except BaseException as error:
-            self.health.fail(failures.describe(error))
-            logger.debug("the model could not be loaded", exc_info=error)
-            self.health.mark(self.slot, State.FAILED)
-            logging.shutdown()
-            os._exit(CANNOT_LOAD)  # a thread cannot end the process otherwise
+            try:
+                if self.health.fail(failures.describe(error)):  # else another process has said it
+                    logger.info("the model could not be loaded", exc_info=error)
+                self.health.mark(self.slot, State.FAILED)
+                logging.shutdown()
+            finally:
+                os._exit(CANNOT_LOAD)  # a thread cannot end the process otherwise
         self.health.mark(self.slot, State.READY)
         if predictor is not None:
             load.tune(service, predictor, os.environ)

@@ -10,11 +10,13 @@ from typing import Any
 from uvicorn import Config, Server
 from uvicorn_worker import UvicornWorker
 
-from container.serve.accept import Connections, Listener
+from container.serve.accept import Connections, Listener, refuse_handshakes
 from container.serve.bidirectional import MAX_MESSAGE_BYTES, websocket_protocol
 from container.serve.protocol import Protocol
 
 DRAIN_SECONDS = 0.5  # after SIGTERM new requests are still taken for so long: some are on their way already
+
+REQUEST_SECONDS = 2.0  # and so long a connection is kept that was opened or answered last: another one may be coming
 
 BEAT_SECONDS = 1.0
 
@@ -29,11 +31,8 @@ class DrainingServer(Server):
         self.slot = slot
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, but for how connections are accepted where several processes do."""
+        """As uvicorn's, but for how connections are accepted: by several processes, and none is lost at the end."""
         health = self.config.app.service.health  # type: ignore[union-attr]
-        if health.processes == 1:
-            await super().startup(sockets)
-            return
         state, slot = self.server_state, self.slot
         state.connections = Connections(lambda count: health.connections.set(slot, count))
 
@@ -50,10 +49,21 @@ class DrainingServer(Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.config.loaded_app.draining = True
         await asyncio.gather(asyncio.sleep(DRAIN_SECONDS), self.config.loaded_app.conversations.drain())
+        if self.config.loaded_app.service.health.stopping:  # else a sibling goes on with the same socket
+            for listening in sockets or []:
+                refuse_handshakes(listening)
         for server in self.servers:
             server.close()
-        await asyncio.sleep(DRAIN_SECONDS / 5)  # a connection taken a moment ago has its request on the way
+        loop = asyncio.get_running_loop()
+        until = loop.time() + REQUEST_SECONDS
+        await asyncio.sleep(DRAIN_SECONDS / 5)
+        while self._expects_a_request() and loop.time() < until:
+            await asyncio.sleep(DRAIN_SECONDS / 10)
         await super().shutdown(sockets)
+
+    def _expects_a_request(self) -> bool:
+        connections = self.server_state.connections
+        return any(isinstance(each, Protocol) and each.expects_a_request(REQUEST_SECONDS) for each in connections)
 
 
 class Worker(UvicornWorker):

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from container.serve.accept import Connections, Counts, Listener
+from container.serve.accept import Connections, Counts, Listener, refuse_handshakes
 
 
 @pytest.fixture
@@ -91,6 +91,9 @@ class Exhausted:
             raise OSError(number, os.strerror(number))
         return self.socket.accept()
 
+    def close(self):
+        self.socket.close()
+
     def fileno(self):
         return self.socket.fileno()
 
@@ -110,3 +113,37 @@ def test_without_descriptors_it_waits_and_says_so_and_goes_on(listening, caplog,
 
     asyncio.run(main())
     assert "no connection can be accepted for 0.01 s: Too many open files" in caplog.text
+
+
+def test_connections_that_wait_when_the_last_process_stops_are_taken_and_later_ones_are_refused():
+    async def main():
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            address = listening.getsockname()
+            process = Process(listening, Counts(1), 0, 1)
+        clients = [socket.create_connection(address, timeout=30) for _ in range(5)]  # the loop has had no turn yet
+        process.listener.close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        await until(lambda: len(process.held) == 5)
+        for client in clients:
+            assert client.recv(5) == b"hello"
+            client.close()
+
+    asyncio.run(main())
+
+
+def test_no_connection_enters_a_queue_that_is_closed_and_those_in_it_are_still_accepted(listening):
+    address = listening.getsockname()
+    with socket.create_connection(address, timeout=30) as before:
+        refuse_handshakes(listening)
+        late = socket.socket()
+        late.setblocking(False)
+        assert late.connect_ex(address) == errno.EINPROGRESS
+        taken, _ = listening.accept()
+        taken.sendall(b"hello")
+        assert before.recv(5) == b"hello"
+        taken.close()
+    listening.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        listening.accept()
+    late.close()

@@ -285,33 +285,48 @@ def test_a_process_that_its_model_ends_is_replaced_whatever_its_status(start_ser
         server.wait_ready()
 
 
-def test_c101_no_request_is_lost_while_the_server_stops_under_load(start_server, user_model):
-    server = start_server(user_model("def predict_fn(data, model): return data"), **ONE_PROCESS).wait_ready()
-    outcomes = []
-
-    def client():
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-        while True:
+def ask_until_refused(server, keep, outcomes):
+    """One request after the other, on one connection or each on its own, until the server takes no connection."""
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        try:
+            connection.connect()
+        except ConnectionRefusedError:  # the server is gone, and the request was never taken
+            return
+        again = True
+        while again:
             try:
                 connection.request("POST", "/invocations", b"[1]", JSON)
                 answer = connection.getresponse()
                 outcomes.append((answer.status, answer.read()))
-            except OSError as error:  # refused: the server is gone, and the request was never taken
+                again = keep and answer.getheader("Connection") != "close"
+            except (OSError, http.client.HTTPException) as error:
                 outcomes.append(error)
-                return
-            if answer.getheader("Connection") == "close":
-                return
+                again = False
+        connection.close()
 
-    threads = [threading.Thread(target=client) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    time.sleep(1)
-    server.process.send_signal(signal.SIGTERM)
-    for thread in threads:
-        thread.join(30)
-    assert server.process.wait(30) == 0
-    assert len(outcomes) > 100
-    assert set(outcomes) == {(200, b"[1]")}
+
+@pytest.mark.parametrize(
+    ("processes", "times"),
+    [("1", 1), ("2", 1), pytest.param("1", 5, marks=pytest.mark.slow), pytest.param("2", 5, marks=pytest.mark.slow)],
+)
+def test_c101_no_request_is_lost_while_the_server_stops_under_load(start_server, user_model, processes, times):
+    model = user_model("def predict_fn(data, model): return data")
+    for _ in range(times):
+        server = start_server(model, SAGEMAKER_MODEL_SERVER_WORKERS=processes).wait_ready()
+        outcomes = []
+        arguments = [(server, keep, outcomes) for keep in (True, False) for _ in range(5)]
+        threads = [threading.Thread(target=ask_until_refused, args=each) for each in arguments]
+        for thread in threads:
+            thread.start()
+        while len(outcomes) < 100:
+            assert server.process.poll() is None
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(60)
+        assert server.process.wait(60) == 0
+        assert set(outcomes) == {(200, b"[1]")}
 
 
 def test_a_request_past_its_deadline_is_504_with_where_the_time_went(start_server, user_model, in_background):

@@ -35,6 +35,14 @@ def assert_fails(server, cause, words, status=3):
 
 HANDLERS = [
     ("def predict_fn(data, model)\n    pass", "syntax-error", "inference.py:1"),
+    ("x = 1\n\0", "syntax-error", "inference.py: SyntaxError: source code string cannot contain null bytes"),
+    ("from . import helper", "bad-handler", "attempted relative import"),
+    ("class E(Exception): __str__ = 7\nraise E", "handler-error", "inference.py:2: E: (an error that cannot be"),
+    (
+        "try: open('/absent')\nexcept OSError as error: raise RuntimeError('cannot load') from error",
+        "handler-error",
+        "RuntimeError: cannot load (from FileNotFoundError: [Errno 2] No such file or directory: '/absent')",
+    ),
     ("import absent_package", "missing-dependency", "inference.py:1: ModuleNotFoundError"),
     ("from json import absent_name", "wrong-version", "inference.py:1: ImportError"),
     ("def model_fn(model_dir): open(model_dir + '/weights.pt')", "missing-file", "weights.pt"),
@@ -118,9 +126,53 @@ def test_c108_requirements_that_cannot_be_met_end_the_server_at_once(start_serve
     assert_fails(start_server(model), "requirements", "slipway-absent-package==9 cannot be installed", status=1)
 
 
-def test_a_bad_setting_ends_the_server_with_one_line(start_server, artifact):
-    server = start_server(artifact, SAGEMAKER_MODEL_SERVER_WORKERS="many")
-    assert_fails(server, "bad-setting", "SAGEMAKER_MODEL_SERVER_WORKERS='many'", status=1)
+@pytest.mark.parametrize(
+    ("name", "value", "cause"),
+    [
+        ("SAGEMAKER_MODEL_SERVER_WORKERS", "many", "bad-setting"),
+        ("SAGEMAKER_CONTAINER_LOG_LEVEL", "loud", "bad-setting"),
+        ("SAGEMAKER_BIND_TO_PORT", "99999", "bad-setting"),
+        ("SAGEMAKER_PROGRAM", "absent.py", "bad-handler"),
+    ],
+)
+def test_a_bad_setting_ends_the_server_with_one_line(start_server, artifact, name, value, cause):
+    server = start_server(artifact, **{name: value})
+    assert_fails(server, cause, value, status=1)
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_requirements_that_are_no_text_are_said(start_server, user_model):
+    model = user_model("def predict_fn(data, model): return data")
+    (model / "code" / "requirements.txt").write_bytes("numpy".encode("utf-16"))
+    assert_fails(start_server(model), "requirements", "requirements.txt is no UTF-8", status=1)
+
+
+def test_a_failure_is_said_last_and_at_once_while_another_process_loads_and_hears_nothing(
+    start_server, user_model, tmp_path
+):
+    """The first of two fails; the other sits in native code that holds the GIL, and would not end by itself."""
+    code = f"""
+        import ctypes, os, pathlib, time
+        first, second = (pathlib.Path({str(tmp_path)!r}) / name for name in ("first", "second"))
+        def model_fn(model_dir):
+            try:
+                first.touch(exist_ok=False)
+            except FileExistsError:
+                second.touch()
+                ctypes.PyDLL(None).sleep(1000)
+            while not second.exists():
+                time.sleep(0.01)
+            time.sleep(0.5)
+            (first.parent / "failed").write_text(str(time.time()))
+            raise KeyError("weights")
+    """
+    server = start_server(user_model(code), SAGEMAKER_MODEL_SERVER_WORKERS="2")
+    assert_fails(server, "handler-error", "KeyError: 'weights'")
+    log = server.log.read_text()
+    assert "serve cannot start" in log.splitlines()[-1]
+    assert "Traceback" in log
+    ended = server.log.stat().st_mtime
+    assert ended - float((tmp_path / "failed").read_text()) < 20, "gunicorn would have waited for 25 s"
 
 
 TORCH_HANDLERS = [

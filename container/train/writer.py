@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from container import contract
 
@@ -100,10 +99,13 @@ def copy_to_host(value: Any, into: Any = None) -> Any:
 
 
 def _copy_tensor(value: torch.Tensor, into: Any) -> torch.Tensor:
-    fits = type(into) is type(value) and (into.shape, into.dtype) == (value.shape, value.dtype)
-    if not fits or (isinstance(value, DTensor) and into.placements != value.placements):
+    if type(into) is not type(value) or (into.shape, into.dtype) != (value.shape, value.dtype):
         return value.to("cpu", copy=True)
-    # of sharded tensors the local parts: a copy's mesh is still that of the GPUs
-    target, source = (into.to_local(), value.to_local()) if isinstance(value, DTensor) else (into, value)
-    target.copy_(source)
-    return into
+    if type(value) is torch.Tensor:
+        return into.copy_(value)
+    from torch.distributed.tensor import DTensor  # half a second: only where there are tensors of another kind
+
+    if isinstance(value, DTensor) and into.placements == value.placements:
+        into.to_local().copy_(value.to_local())  # alone: a copy's mesh is still that of the GPUs
+        return into
+    return value.to("cpu", copy=True)

@@ -1,5 +1,9 @@
 """What FSDP2 gathers together; whole jobs with it are in test_classify.py, an own script in tests/examples."""
 
+import subprocess
+import sys
+
+import pytest
 import torch
 from torch import nn
 
@@ -39,3 +43,32 @@ def test_a_network_that_is_not_dealt_out_is_copied_whole():
     assert not torch.equal(network.weight, state["weight"])
     load_full_state_dict(network, state)
     assert torch.equal(network.weight, state["weight"])
+
+
+COPIES = """
+import sys
+import torch, torch.distributed as dist
+from container.train import Checkpoints
+from container.train.writer import copy_to_host
+print("loaded for nothing:", "torch.distributed.tensor" in sys.modules)
+from container.train import shard
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+network = torch.nn.Linear(4, 4)
+shard(network, "cpu")
+first = copy_to_host(network.state_dict())
+places = [value.to_local().data_ptr() for value in first.values()]
+for parameter in network.parameters():
+    parameter.data.add_(1)
+second = copy_to_host(network.state_dict(), first)
+print("same memory:", places == [value.to_local().data_ptr() for value in second.values()])
+same = [torch.equal(second[name].full_tensor(), v.full_tensor()) for name, v in network.named_parameters()]
+print("new values:", all(same))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_sharded_state_is_copied_into_the_memory_of_an_earlier_copy(tmp_path):
+    argv = [sys.executable, "-c", COPIES, str(tmp_path / "store")]
+    told = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told == ["loaded for nothing: False", "same memory: True", "new values: True"]

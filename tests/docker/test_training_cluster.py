@@ -117,9 +117,7 @@ def test_c64_both_hosts_end_with_the_cause_from_the_one_whose_rank_died(
     assert f"rank {HOSTS.index(victim)} on {victim})" in reasons[0]
 
 
-def test_c51_c52_c53_a_stop_reaches_every_host_at_once_and_the_checkpoint_is_there_in_time(
-    docker, cluster, tmp_path, record_property
-):
+def test_c51_c52_c53_a_stop_reaches_every_host_at_once_and_the_checkpoint_is_there_in_time(docker, cluster, tmp_path):
     containers = cluster(STOPPABLE)
     sent = time.time()
     docker("kill", "--signal", "TERM", *containers.values())
@@ -129,7 +127,7 @@ def test_c51_c52_c53_a_stop_reaches_every_host_at_once_and_the_checkpoint_is_the
         logs[host] = docker("logs", containers[host]).stdout
     told = [float(re.search(r"told at ([0-9.]+);", log)[1]) - sent for log in logs.values()]
     stopped = [re.search(r"stopped after (\d+) at ([0-9.]+);", log) for log in logs.values()]
-    record_property("seconds_until_told", told)
+    assert max(told) < 30  # a tenth of a second where nothing else runs
     assert stopped[0][1] == stopped[1][1]  # the same step
     assert max(float(match[2]) for match in stopped) - sent < 120
     assert len(list(OptMl(tmp_path / "algo-1").checkpoints.glob("last-*.json"))) == 1

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 from botocore import xform_name
@@ -79,6 +80,12 @@ class Aws:
             with refusals(service):
                 self._clients[service] = self.session.client(service, config=self._client_config)
         return self._clients[service]
+
+    @property
+    def flags(self) -> str:
+        """What a command to copy needs to reach the same SageMaker: ` --local`, or nothing."""
+        host = urlsplit(self.client("sagemaker").meta.endpoint_url).hostname
+        return " --local" if host == "127.0.0.1" else ""
 
     def for_measuring(self, connections: int) -> "Aws":
         """The same account, with a connection for each of so many threads, and no refusal tried again unseen."""

@@ -93,7 +93,7 @@ def invoke(aws: Aws, request: Request) -> Answer:
         AwsRefused: the service said no.
     """
     started = time.perf_counter()
-    with container_errors():
+    with container_errors(aws, request.endpoint):
         reply = aws.call("sagemaker-runtime", "InvokeEndpoint", **_arguments(request))
     body = reply["Body"].read()
     seconds = time.perf_counter() - started
@@ -108,9 +108,9 @@ def stream(aws: Aws, request: Request) -> Iterator[bytes]:
         JobFailed: the container answered with an error, or broke off.
         AwsRefused: the service said no.
     """
-    with container_errors():
+    with container_errors(aws, request.endpoint):
         reply = aws.call("sagemaker-runtime", "InvokeEndpointWithResponseStream", **_arguments(request))
-    with container_errors(), refusals("InvokeEndpointWithResponseStream"):
+    with container_errors(aws, request.endpoint), refusals("InvokeEndpointWithResponseStream"):
         for event in reply["Body"]:
             yield event["PayloadPart"]["Bytes"]
 
@@ -219,8 +219,8 @@ def _arguments(request: Request) -> dict[str, Any]:
 
 
 @contextmanager
-def container_errors() -> Iterator[None]:
-    """Tell the container's errors from the service's.
+def container_errors(aws: Aws, endpoint: str) -> Iterator[None]:
+    """Tell the container's errors from the service's; of a failure of the handler its words say too little.
 
     Raises:
         JobFailed: the container answered with an error.
@@ -229,13 +229,15 @@ def container_errors() -> Iterator[None]:
     try:
         yield
     except AwsRefused as error:
-        raise _container_error(error) or error from error.__cause__
+        why = f"; why: `python -m launcher explain {endpoint}{aws.flags}`"
+        raise _container_error(error, why) or error from error.__cause__
 
 
-def _container_error(error: AwsRefused) -> JobFailed | None:
+def _container_error(error: AwsRefused, why: str) -> JobFailed | None:
     cause = error.__cause__
     if not isinstance(cause, ClientError) or cause.response["Error"]["Code"] not in MODEL_ERRORS:
         return None
     response: Any = cause.response
     message = response.get("OriginalMessage") or cause.response["Error"]["Message"]
-    return JobFailed(f"the container answered {response.get('OriginalStatusCode', 'with an error')}: {message}")
+    status = response.get("OriginalStatusCode", "with an error")
+    return JobFailed(f"the container answered {status}: {message}{why if status == 500 else ''}")

@@ -5,8 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, NoReturn
 
 from botocore.exceptions import ClientError
 
@@ -22,6 +21,7 @@ FIRST_POLL_SECONDS = 0.5  # a local job of seconds should be seen ending; polls 
 LAST_POLL_SECONDS = 10.0
 POLL_SHARE = 0.03  # of the time waited so far: nobody notices 3 %
 LINES_PER_STREAM = 1000
+LOG_POLL_SECONDS = 2.0
 LOG_TAIL_LINES = 1000  # which the cause of a failure is looked for in
 TIME_LIMIT_STATUSES = frozenset({"MaxRuntimeExceeded", "MaxWaitTimeExceeded"})
 
@@ -220,8 +220,8 @@ def follow(
         verb = "delete" if kind is ENDPOINT else "stop"
         raise Detached(
             f"no longer watching {name}; it goes on. "
-            f"attach again: python -m launcher attach {name}{_flags(aws)}   "
-            f"end it: python -m launcher {verb} {name}{_flags(aws)}"
+            f"attach again: python -m launcher attach {name}{aws.flags}   "
+            f"end it: python -m launcher {verb} {name}{aws.flags}"
         ) from error
 
 
@@ -229,6 +229,13 @@ def show_lines(lines: list[LogLine]) -> None:
     """Log lines of the containers, each after its host's name."""
     for line in lines:
         container_logger.info("%s", line.text)
+
+
+def follow_log(follower: LogFollower, sleep: Callable[[float], None] = time.sleep) -> NoReturn:
+    """Show what is new until Ctrl-C: the log of an endpoint has no end."""
+    while True:
+        show_lines(follower.read())
+        sleep(LOG_POLL_SECONDS)
 
 
 @dataclass
@@ -271,13 +278,8 @@ def _failure(kind: JobKind, name: str, description: dict[str, Any], follower: Lo
         )
     if status == "Stopped":
         return JobStopped(f"{kind.title} {name} was stopped on request, before it had finished")
-    found = explain(name, status, description, [line.text for line in follower.tail], _flags(follower.aws))
+    found = explain(name, status, description, [line.text for line in follower.tail], follower.aws.flags)
     return JobFailed("\n".join([f"{kind.title} {name} {status}: {reason}", *found.advice()]))
-
-
-def _flags(aws: Aws) -> str:
-    """What a command to copy needs to reach the same SageMaker."""
-    return " --local" if urlsplit(aws.client("sagemaker").meta.endpoint_url).hostname == "127.0.0.1" else ""
 
 
 def find_kind(aws: Aws, name: str) -> JobKind:

@@ -100,7 +100,7 @@ def stop(options: Options, name: str) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job ends; of an endpoint until Ctrl-C.")
 @common_options
 def logs(options: Options, name: str, follow: bool) -> None:
     """Print the log of a job or endpoint, all hosts merged by time."""
@@ -111,10 +111,13 @@ def logs(options: Options, name: str, follow: bool) -> None:
 
     aws = open_project(settings, options).aws
     kind = run.find_kind(aws, name)
+    follower = run.LogFollower(aws, *kind.log_streams(name))
+    if follow and kind is run.ENDPOINT:
+        run.follow_log(follower)
     if follow:
         run.follow(aws, kind, name)
         return None
-    lines = run.LogFollower(aws, *kind.log_streams(name)).read()
+    lines = follower.read()
     if options.json:
         return show(
             options, [{"time": line.timestamp, "host": line.host, "message": line.message} for line in lines], []
@@ -215,7 +218,7 @@ def download(options: Options, uri: str, target: Path) -> None:
     done = data.download(project.aws, source, target, project.progress)
     if not done.files:
         raise ConfigError(f"there is nothing under {source}")
-    return show(options, asdict(done), [f"-> {done.files} files in {target}"])
+    return show(options, asdict(done), [f"-> {done.files} file{'s' if done.files != 1 else ''} in {target}"])
 
 
 def training_result(description: dict[str, Any]) -> dict[str, Any]:

@@ -239,3 +239,10 @@ def test_the_local_sagemaker_takes_the_place_of_a_profile(monkeypatch):
 
     assert "AWS_PROFILE" not in os.environ
     assert os.environ["AWS_ENDPOINT_URL"] == "http://127.0.0.1:1"
+
+
+def test_a_command_to_copy_reaches_the_same_sagemaker(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert Aws("us-east-1").flags == " --local"
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    assert Aws("us-east-1").flags == ""

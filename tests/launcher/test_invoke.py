@@ -30,14 +30,17 @@ def test_the_answer_carries_body_type_and_time(aws, canned, sent):
     }
 
 
-def test_the_containers_own_words_are_told(aws, canned):
+@pytest.mark.parametrize(
+    ("status", "told"), [(400, "400: no rows$"), (500, "500: no rows; why: `python -m launcher explain digits`$")]
+)
+def test_the_containers_own_words_are_told(aws, canned, status, told):
     error = {
         "Error": {"Code": "ModelError", "Message": "long"},
-        "OriginalStatusCode": 400,
+        "OriginalStatusCode": status,
         "OriginalMessage": "no rows",
     }
     canned("InvokeEndpoint", error, service="sagemaker-runtime")
-    with pytest.raises(JobFailed, match="the container answered 400: no rows"):
+    with pytest.raises(JobFailed, match=f"^the container answered {told}"):
         invoke.invoke(aws, REQUEST)
 
 

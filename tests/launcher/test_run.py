@@ -141,6 +141,19 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(aws, canned):
         run.follow(aws, run.TRAINING, "job", sleep=interrupted)
 
 
+def test_the_log_of_an_endpoint_is_followed_until_ctrl_c(aws, log, caplog):
+    def interrupt_after_the_second(_):
+        if len(caplog.records) == 2:
+            raise KeyboardInterrupt
+        log("job/algo-2-18", (1, "second"))
+
+    log("job/algo-1-17", (0, "first"))
+    follower = run.LogFollower(aws, GROUP, "job/")
+    with caplog.at_level(logging.INFO, "launcher"), pytest.raises(KeyboardInterrupt):
+        run.follow_log(follower, interrupt_after_the_second)
+    assert [record.getMessage() for record in caplog.records] == ["[algo-1] first", "[algo-2] second"]
+
+
 def test_an_endpoint_is_followed_into_service(aws, canned):
     canned(
         "DescribeEndpoint",

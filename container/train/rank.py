@@ -25,6 +25,7 @@ from container.train.runtime import Runtime, end_with_parent
 EXIT_SECONDS = 20.0  # for a failed rank's atexit handlers and threads; then it is ended, so that the job can end
 STORE_SECONDS = 5.0  # to reach the first host, which may be the one that died
 STOPPED = 128 + signal.SIGTERM
+OWN_FRAMES = frozenset({__file__, "<frozen runpy>"})
 
 
 def main(argv: list[str]) -> int:
@@ -111,6 +112,10 @@ def _host() -> str:
 
 
 def _fail(runtime: Runtime, error: BaseException) -> int:
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None and frame.tb_frame.f_code.co_filename in OWN_FRAMES:
+        frame = frame.tb_next
+    error.__traceback__ = frame  # the trace begins in the program, not with how it was started
     record = failure.from_exception(error, int(os.environ["RANK"]), _host(), os.getcwd())
     if isinstance(error, SystemExit) and isinstance(sys.stderr, LineStream) and sys.stderr.last_line:
         # argparse, for one, prints what is wrong and exits with 2

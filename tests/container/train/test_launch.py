@@ -389,6 +389,7 @@ def test_c43_c46_every_way_to_fail_is_told_in_its_own_words(training_job, script
     assert job.run() == {"algo-1": code}, job.log()
     assert job.failure().startswith(start), job.failure()
     assert len(job.opt_ml().failure.read_bytes()) <= 1024
+    assert code != 1 or "runpy" not in job.log()  # the trace of an exception begins in the script
 
 
 def test_ranks_ended_because_of_another_leave_their_stacks(training_job):

@@ -59,9 +59,10 @@ def explain(name: str, status: str, description: dict[str, Any], written: list[s
     found = [(cause, _evidence(cause, told)) for cause in CAUSES if _evidence(cause, told)]
     if status == "Stopped" and not found:
         return Explanation(name, status, reason, STOPPED, tuple(_evidence(STOPPED, told)[:1]), ())
-    if not found or found[0][0].code in VAGUE:
-        if own := _own_words([*written, *told]):
-            return Explanation(name, status, reason, own[0], (own[1],), ())
+    vague = not found or found[0][0].code in VAGUE
+    if own := _own_words([*written, *told] if vague else told):
+        return Explanation(name, status, reason, own[0], (own[1],), ())
+    if vague:
         found += [(cause, _evidence(cause, written)) for cause in CAUSES if _evidence(cause, written)]
         found.sort(key=lambda pair: CAUSES.index(pair[0]))
     if not found:

@@ -184,6 +184,11 @@ def test_what_our_serving_container_says_itself_is_the_cause():
         f"  {own}",
         "fix: correct code/inference.py",
     ]
+    own = (
+        "serve cannot start [missing-dependency] inference.py:1: ModuleNotFoundError: No module named 'x'; fix: bake it"
+    )
+    found = explained(description(f"{ping}. The container: it exited with code 3: ERROR 17 {own}"), [])
+    assert found.advice() == ["cause: the serving container could not start (missing-dependency)", "fix: bake it"]
 
 
 def test_a_foreign_containers_log_says_more_than_the_health_check():

@@ -4,6 +4,7 @@ Reading only. What the caller may not even ask is skipped and said. Permissions 
 against the statements of `launcher.account.iam`, so that the two cannot disagree.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,6 +28,8 @@ from launcher.findings import Finding, failures
 from launcher.jobs.api import ApiCall, JobContext
 from launcher.project import default_bucket, new_job_name
 from launcher.validate import enum_problems, problems
+
+logger = logging.getLogger(__name__)
 
 THREADS = 8
 Check = Callable[[Scene], Iterable[Finding]]
@@ -88,6 +91,22 @@ def refuse(findings: Iterable[Finding]) -> None:
     if failed:
         names = ", ".join(dict.fromkeys(item.check for item in failed))
         raise PreflightRefused(f"{len(failed)} of {len(found)} checks failed: {names}; nothing has been sent")
+
+
+def refuse_over_quota(config: Config, aws: Aws, kind: Kind) -> None:
+    """Refuse what the account's quotas do not allow, before hours of upload; who may not ask them is not stopped.
+
+    Raises:
+        PreflightRefused: which quota, and where to ask for more.
+    """
+    scene = Scene(config, aws, (kind,), "", dry_context(config), ())
+    try:
+        failed = failures(check_quotas(scene))
+    except AwsRefused as error:
+        logger.debug("quotas cannot be asked: %s", error)
+        return
+    if failed:
+        raise PreflightRefused("; ".join(f"{item.detail}; {item.fix}" for item in failed) + "; nothing has been sent")
 
 
 def _run_all(scene: Scene) -> list[Finding]:

@@ -129,20 +129,24 @@ def open_project(settings: "Settings", options: Options) -> "Project":
 
 
 def tell_price(options: Options, kind: Literal["train", "transform", "deploy"], settings: "Settings") -> None:
-    """Say what a request will cost before it is sent; this machine costs nothing.
+    """Say what a request will cost before it is sent, and refuse what cannot go well; this machine costs nothing.
 
     Raises:
         OverBudget: a cap in `limits` does not hold.
+        PreflightRefused: the account's quotas do not allow it.
     """
     if options.local:
         return
     from launcher.account.cost import priced
+    from launcher.account.preflight import refuse_over_quota
+    from launcher.aws import Aws
     from launcher.jobs.hosts import warnings
 
     for warning in warnings(settings.config, kind):
         logger.warning("%s", warning)
     for line in priced(kind, settings.config, os.environ).lines():
         logger.info("%s", line)
+    refuse_over_quota(settings.config, Aws(settings.config.region), kind)
 
 
 def show_calls(options: Options, kind: str, settings: "Settings") -> None:

@@ -71,6 +71,9 @@ def aws(monkeypatch, no_credentials) -> Iterator[Aws]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    # moto has no ListServiceQuotas
+    asked = "moto.servicequotas.responses.ServiceQuotasResponse.list_service_quotas"
+    monkeypatch.setattr(asked, lambda _: '{"Quotas": []}', raising=False)
     with mock_aws():
         yield Aws(REGION)
 

@@ -140,6 +140,22 @@ def test_a_training_job_runs_to_its_model(here, aws, capsys):
     assert "next: python -m launcher deploy digits-" in output
 
 
+@pytest.mark.parametrize(
+    ("verb", "quota"),
+    [("train", "training job usage"), ("transform", "transform job usage"), ("deploy", "endpoint usage")],
+)
+def test_what_the_quota_does_not_allow_is_refused_before_anything_is_sent(
+    verb, quota, here, aws, canned, sent, capsys, monkeypatch
+):
+    monkeypatch.setattr("launcher.aws.Aws", lambda region: aws)
+    none = {"QuotaName": f"ml.m5.large for {quota}", "QuotaCode": "L-1234", "Value": 0.0}
+    canned("ListServiceQuotas", {"Quotas": [none]}, service="service-quotas")
+    assert cli.main([verb]) == 3
+    told = capsys.readouterr().err
+    assert f"ml.m5.large for {quota}: the limit is 0 and 1 are needed; ask for more: https://" in told
+    assert {operation for operation, _ in sent} == {"ListServiceQuotas"}
+
+
 def test_the_price_is_told_before_and_a_cap_refuses(here, aws, capsys):
     assert cli.main(["train", "--no-wait", "--set", "training.max_runtime=1h"]) == 0
     output = capsys.readouterr().out

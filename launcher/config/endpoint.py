@@ -116,7 +116,7 @@ class Endpoint(Section):
     scaling: Scaling | None = None
     rollout: Rollout | None = None
     ttl: Seconds | None = Field(default=None, ge=60)
-    """`reap` deletes the endpoint when it is older; for trials nobody should forget."""
+    """`endpoints reap` deletes the endpoint when it is older; for trials nobody should forget."""
     volume_size_gb: Gigabytes | None = Field(default=None, ge=1, le=512)
     download_timeout: Seconds | None = Field(default=None, ge=60, le=3600)
     startup_timeout: Seconds | None = Field(default=None, ge=60, le=3600)

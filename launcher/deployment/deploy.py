@@ -120,7 +120,7 @@ def _endpoint_steps(project: Project, current: dict[str, Any] | None, create: Ap
     if status in CHANGING and (status not in TOWARDS or coming != wanted):
         raise ConfigError(
             f"endpoint {name} is {status} ({coming}), and SageMaker takes no other change meanwhile; "
-            f"wait with `python -m launcher attach {name}`, then deploy"
+            f"wait with `python -m launcher attach {name}{project.aws.flags}`, then deploy"
         )
     if coming == wanted:
         return [Step("keep", create)]

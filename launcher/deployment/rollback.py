@@ -46,7 +46,7 @@ def begin(project: Project, name: str, wait: bool = True) -> WayBack:
     description = project.aws.call("sagemaker", "DescribeEndpoint", EndpointName=name)
     status, serving = description["EndpointStatus"], description["EndpointConfigName"]
     if status in NO_WAY:
-        raise ConfigError(f"endpoint {name} is {status}{NO_WAY[status].format(name=name)}")
+        raise ConfigError(f"endpoint {name} is {status}{NO_WAY[status].format(name=name + project.aws.flags)}")
     coming = description.get("PendingDeploymentSummary", {}).get("EndpointConfigName", serving)
     if coming != serving:
         _interrupt(project, description, coming, wait)

@@ -54,23 +54,19 @@ def test_a_way_back_that_was_deleted_is_named(project, canned, described, yaml):
         rollback.begin(project(yaml=yaml), "digits")
 
 
-@pytest.mark.parametrize(
-    ("status", "message"),
-    [
-        (
-            "Creating",
-            "is Creating for the first time: there is nothing to go back to; `python -m launcher delete digits`",
-        ),
-        ("Failed", "is Failed: it serves nothing and cannot be updated; deploy the model you want"),
-        ("Deleting", "is being deleted"),
-        ("RollingBack", "is RollingBack already; `python -m launcher attach digits` waits for it"),
-        ("SystemUpdating", "SageMaker maintains it; try again"),
-    ],
-)
-def test_an_endpoint_that_cannot_go_back_now_says_why(status, message, project, canned, described, yaml):
-    canned("DescribeEndpoint", described(EndpointStatus=status))
-    with pytest.raises(ConfigError, match=message):
-        rollback.begin(project(yaml=yaml), "digits")
+def test_an_endpoint_that_cannot_go_back_now_says_why(project, canned, described, yaml):
+    reasons = {
+        "Creating": "is Creating for the first time: there is nothing to go back to; `python -m launcher delete",
+        "Failed": "is Failed: it serves nothing and cannot be updated; deploy the model you want",
+        "Deleting": "is being deleted",
+        "RollingBack": "is RollingBack already; `python -m launcher attach digits` waits for it",
+        "SystemUpdating": "SageMaker maintains it; try again",
+    }
+    canned("DescribeEndpoint", *(described(EndpointStatus=status) for status in reasons))
+    made = project(yaml=yaml)
+    for reason in reasons.values():
+        with pytest.raises(ConfigError, match=reason):
+            rollback.begin(made, "digits")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,7 +83,8 @@ def load_settings(options: Options, arguments: dict[str, str | None] | None = No
     for kind, image in (("training", asked.config.images.training), ("serving", asked.config.images.serving)):
         built = f"{image.repository}:{image.tag}"  # whichever registry it is pushed to
         local_defaults[f"images.{kind}.uri"] = (LOCAL_IMAGES[kind] if kind in unnamed else built, "--local")
-    return load(options.config, overrides, defaults=lambda _: local_defaults)
+    settings = load(options.config, overrides, defaults=lambda _: local_defaults)
+    return replace(settings, origins={**settings.origins, "region": "--local"})
 
 
 def pushed_images(region: str) -> dict[str, tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Verbs about the project itself: its files, its settings, what it needs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def config() -> None:
 @common_options
 def show_config(options: Options, origin: bool) -> None:
     """Print every setting with its value."""
-    settings = load_settings(options)
+    settings = load_settings(replace(options, dry_run=True))  # with --local: nothing needs to run for it
     values = dict(flat("", settings.config.model_dump(mode="json")))
     if options.json and not origin:
         return show(options, settings.config.model_dump(mode="json"), [])

@@ -153,6 +153,14 @@ def test_the_configuration_shows_where_each_value_comes_from(tmp_path, monkeypat
     assert "# launcher.yaml:3" in capsys.readouterr().out
 
 
+def test_the_configuration_of_local_jobs_is_shown_without_a_local_sagemaker(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["config", "show", "--origin", "--json", "--local"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["region"]["origin"] == shown["role"]["origin"] == "--local"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("file", YAML_FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_the_schema_takes_every_configuration_that_we_ship(file, tmp_path, capsys):
     import jsonschema

@@ -98,7 +98,8 @@ def copy_to_host(value: Any, into: Any = None) -> Any:
     return value
 
 
-def _copy_tensor(value: torch.Tensor, into: Any) -> torch.Tensor:
+def _copy_tensor(value: Any, into: Any) -> Any:
+    """Of a tensor of whatever kind; `into` is used where it is a tensor that is like it."""
     if type(into) is not type(value) or (into.shape, into.dtype) != (value.shape, value.dtype):
         return value.to("cpu", copy=True)
     if type(value) is torch.Tensor:

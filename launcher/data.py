@@ -88,7 +88,7 @@ def upload(aws: Aws, source: Path, uri: str, progress: Progress | None = None) -
         (path, name) for path, name in files if name in existing and existing[name]["Size"] == path.stat().st_size
     ]
     with ThreadPoolExecutor(THREADS) as pool, refusals("upload"):  # hashing lets other threads run
-        found = pool.map(lambda pair: _etag_there(client, bucket, *pair, existing[pair[1]]), same_size)
+        found = pool.map(lambda pair: _etag_there(client, bucket, pair[0], existing[pair[1]]), same_size)
         etags = {name: etag for (_, name), etag in zip(same_size, found, strict=True) if etag}
     waiting = [(path, name) for path, name in files if name not in etags]
     total = sum(path.stat().st_size for path, _ in waiting)
@@ -104,12 +104,12 @@ def upload(aws: Aws, source: Path, uri: str, progress: Progress | None = None) -
     return Transfer(len(waiting), total, len(files) - len(waiting), len(gone), seconds, _digest(key, etags))
 
 
-def _etag_there(client: Any, bucket: str, path: Path, name: str, item: dict[str, Any]) -> str:
+def _etag_there(client: Any, bucket: str, path: Path, item: dict[str, Any]) -> str:
     """The file's ETag where an object of the same size has the same content, else an empty text."""
     etag = digest(path).etag
     if item["ETag"].strip('"') == etag:
         return etag
-    reply = client.head_object(Bucket=bucket, Key=name, ChecksumMode="ENABLED")
+    reply = client.head_object(Bucket=bucket, Key=item["Key"], ChecksumMode="ENABLED")
     same_under_a_key = not md5_etag(reply) and reply.get("ChecksumCRC32", "").partition("-")[0] == crc32(path)
     return etag if same_under_a_key else ""
 

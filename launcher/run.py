@@ -19,6 +19,7 @@ container_logger = logging.getLogger(f"{__name__}.container")
 
 FIRST_POLL_SECONDS = 0.5  # a local job of seconds should be seen ending; polls then slow down for jobs of hours
 LAST_POLL_SECONDS = 10.0
+METRICS_SECONDS = 30.0  # between two lines of metrics: a log that tells each value at once drowns them
 POLL_SHARE = 0.03  # of the time waited so far: nobody notices 3 %
 LINES_PER_STREAM = 1000
 LOG_POLL_SECONDS = 2.0
@@ -240,10 +241,12 @@ def follow_log(follower: LogFollower, sleep: Callable[[float], None] = time.slee
 
 @dataclass
 class StatusWatcher:
-    """Tells each status once."""
+    """Tells each status once, and now and then how far the metrics are."""
 
     kind: JobKind
     _last: str = ""
+    _metrics: str = ""
+    _metrics_told: float = field(default_factory=time.monotonic)
 
     def show(self, description: dict[str, Any]) -> None:
         """One line when the status differs from the last one told."""
@@ -255,6 +258,16 @@ class StatusWatcher:
         if text != self._last:
             logger.info("-> %s", text)
             self._last = text
+        metrics = metrics_text(description)
+        if metrics != self._metrics and time.monotonic() - self._metrics_told >= METRICS_SECONDS:
+            logger.info("   %s", metrics)
+            self._metrics, self._metrics_told = metrics, time.monotonic()
+
+
+def metrics_text(description: dict[str, Any]) -> str:
+    """The newest value of each metric of a training job: `train:loss 0.47, validation:accuracy 0.9`."""
+    found = description.get("FinalMetricDataList", [])
+    return ", ".join(f"{item['MetricName']} {item['Value']:.4g}" for item in found)
 
 
 def rollout_states(description: dict[str, Any]) -> list[str]:

@@ -65,6 +65,22 @@ def test_a_line_that_names_its_host_and_rank_is_not_prefixed_again(caplog):
     assert caplog.messages == ["[algo-1 rank 0] x", "[algo-1] [algo-10 rank 0] y", "[algo-1] z"]
 
 
+def test_metrics_are_told_when_they_change_and_not_too_often(caplog, monkeypatch):
+    def description(loss):
+        final = [{"MetricName": "train:loss", "Value": loss}, {"MetricName": "validation:accuracy", "Value": 0.91}]
+        return {"TrainingJobStatus": "InProgress", "FinalMetricDataList": final}
+
+    caplog.set_level(logging.INFO, "launcher")
+    run.StatusWatcher(run.TRAINING).show(description(0.6))
+    assert "train:loss" not in caplog.text
+    monkeypatch.setattr(run, "METRICS_SECONDS", 0.0)
+    watcher = run.StatusWatcher(run.TRAINING)
+    for loss in (0.5, 0.5, 0.4):
+        watcher.show(description(loss))
+    told = [record.getMessage().strip() for record in caplog.records if "train:loss" in record.getMessage()]
+    assert told == ["train:loss 0.5, validation:accuracy 0.91", "train:loss 0.4, validation:accuracy 0.91"]
+
+
 def test_a_job_that_ends_well_is_described(aws, canned, log, caplog):
     log("job/algo-1-17", (0, "epoch=1"))
     message = [{"StatusMessage": "Downloading input data"}]

@@ -23,7 +23,7 @@ from jobs import TRAIN, alternate, free_port, job_tree
 from loop import docker_hosts, memory, scaling, steady
 from recovery import checkpoint, deadline, kills, stop
 
-PART_SECONDS = 420  # the longest takes half of it on two quiet cores
+PART_SECONDS = 600  # the longest takes a third of it on two quiet cores
 
 
 def startup(base: Path) -> None:

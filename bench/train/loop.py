@@ -112,8 +112,8 @@ def program_epochs(opt_ml: OptMl, environ: Mapping[str, str]) -> Iterator[Spent]
     torch.set_num_threads(1)
     environment, settings = read_environment(opt_ml, environ), Settings(epochs=100, batch_size=50, seed=1)
     process = join_process_group()
-    keep_free_memory()
     job = prepare(environment, settings, process, load_data(environment, settings, process), Phases())
+    keep_free_memory()
     waited, original = 0.0, health.Health.step
 
     def step(self, waited_seconds: float = 0.0) -> None:

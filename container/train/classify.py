@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from container.contract import OptMl
 from container.train import fsdp
-from container.train.data import augment, epoch_draws, training_batches
+from container.train.data import TINY_PIXELS, augment, epoch_draws, training_batches
 from container.train.environment import read_environment
 from container.train.health import Health
 from container.train.job import Job, Phases, to_device
@@ -42,12 +42,12 @@ def main() -> None:
     environment = read_environment(OptMl.from_env(), os.environ)
     settings = Settings.from_hyperparameters(environment.hyperparameters)
     process = join_process_group()
-    if process.device.type == "cpu":
-        keep_free_memory()
     torch.manual_seed(settings.seed)
     with phases.measure("data"):
         inputs = load_data(environment, settings, process)
     job = prepare(environment, settings, process, inputs, phases)
+    if process.device.type == "cpu" and max(job.signature.image_shape) <= TINY_PIXELS:
+        keep_free_memory()
     resume(job)
     with GracefulStop() as stop, phases.measure("train"):
         train(job, stop)

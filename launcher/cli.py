@@ -24,7 +24,7 @@ class Verbs(click.Group):
 
 @click.group(
     cls=Verbs,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     epilog="Begin: python -m launcher init my-project. Each verb has a --help of its own.",
 )
 def cli() -> None:

@@ -56,15 +56,18 @@ def decode_image(encoded: bytes | memoryview, channels: int) -> torch.Tensor:
 
 
 def image_extent(encoded: bytes | memoryview) -> tuple[int, int, int]:
-    """Channels (1 or 3), height and width of an image as its header says, upright; nothing is decoded.
+    """Channels (1 or 3), height and width of an image as its header says, upright.
 
     Raises:
         ImageTooLarge: over `PIXEL_LIMIT` pixels.
-        ImageError: none of the formats, or an animation.
+        ImageError: none of the formats, damaged, or an animation.
     """
     with _opened(encoded) as image:
         width, height = image.size
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # Orientation values that swap the sides
+        try:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # Orientation values that swap the sides
+        except Exception as error:  # a PNG's stands behind its pixels, which Pillow then decodes
+            raise ImageError(f"damaged {image.format}: {error}") from error
         grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
         return 1 if grey else 3, width if turned else height, height if turned else width
 

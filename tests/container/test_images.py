@@ -130,6 +130,18 @@ def test_a_png_cut_anywhere_is_an_error_and_no_crash():
         assert torch.equal(image, whole)
 
 
+def test_the_extent_of_a_png_that_lacks_a_few_bytes_is_read_or_an_error():
+    """Pillow looks for a PNG's orientation behind its pixels, and decodes them on the way."""
+    body, refused = noise("PNG"), 0
+    extent = image_extent(body)
+    for start in range(33, len(body) - 12, 3):
+        try:
+            assert image_extent(body[:start] + body[start + 5 :]) == extent
+        except ImageError:
+            refused += 1
+    assert refused > 0
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # our own limit is lower
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP"])
 def test_a_thousand_damaged_images_give_pixels_or_an_error(kind):

@@ -4,12 +4,19 @@ Finds capacity, then holds 80 % of it while a serving process is killed (SIGKILL
 A request may be lost only where its connection was held by the process that was killed; it is then asked again. A
 machine that others use has no fixed capacity: after every kill the clients run flat out for a few seconds, and the next
 minute holds 80 % of what was reached there.
+
+One process, the witness, is never killed, and answers from the first minute to the last: what it holds by itself
+(anonymous and shared memory), and what the master holds, must be flat once it has warmed up. A sum over all processes
+would not show that: each process that was just replaced warms up again, and the pages that processes share are counted
+among fewer when one dies.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import statistics
@@ -20,7 +27,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for container.serve
+
 from running import RunningServer
+
+from container.serve import memory
 
 HANDLER = """
 import os
@@ -42,7 +53,9 @@ BURST_SECONDS = 4.0
 GRACE_SECONDS = 3.0  # so long after a kill a connection that nobody had answered on yet may break
 SETTLE_SHARE = 0.2  # of the time, before memory counts
 GROWTH_LIMIT = 0.03  # of the memory held, over the whole time
-FLAT_SECONDS = 300  # in a shorter run a process that was just replaced is still warming up
+GROWTH_LIMIT_MB = 1.0  # less is no growth
+FLAT_SECONDS = 150  # in a shorter run there is too little to tell a trend from warming up
+READY = re.compile(r"^slipway_processes_ready (\S+)$", re.MULTILINE)
 
 
 @dataclass
@@ -161,15 +174,31 @@ class Client(threading.Thread):
             self.record.violations.append(f"{name}: lost with process {process}, which lives: {error!r}")
 
 
+@dataclass(frozen=True)
+class Trend:
+    """What a process held after the settling, and by how much more at the end, by least squares; in MB."""
+
+    level: float
+    growth: float
+
+    def is_flat(self) -> bool:
+        return self.growth <= max(GROWTH_LIMIT_MB, GROWTH_LIMIT * self.level)
+
+    def __str__(self) -> str:
+        share = self.growth / self.level if self.level else 0.0
+        return f"{self.level:.1f} MB, {self.growth:+.2f} MB ({share:+.2%}) over the time"
+
+
 class Watch(threading.Thread):
-    """Asks `/ping` twice a second and reads the memory of all processes."""
+    """Asks `/ping` twice a second and reads the memory of every process."""
 
     def __init__(self, server: RunningServer, pace: Pace) -> None:
         super().__init__(daemon=True)
         self.server, self.pace = server, pace
+        self.witness = server.workers()[0]
         self.stopped = threading.Event()
-        self.memory: list[tuple[float, float]] = []
-        """Seconds since the start, MB of all processes while all are ready; without files, whose pages others share."""
+        self.held: dict[int, list[tuple[float, float]]] = {}
+        """Process -> seconds since the start, and MB that only it accounts for."""
         self.slowest = self.unready_seconds = 0.0
         self.violations: list[str] = []
 
@@ -177,6 +206,10 @@ class Watch(threading.Thread):
         began = time.monotonic()
         while not self.stopped.wait(0.5):
             asked = time.monotonic()
+            for pid in (self.server.process.pid, *self.server.workers()):
+                with contextlib.suppress(OSError):  # it has ended
+                    if held := memory.held(pid):  # else it ends
+                        self.held.setdefault(pid, []).append((asked - began, held / 1e6))
             try:
                 status, _ = self.server.request("GET", "/ping")
             except OSError as error:
@@ -184,22 +217,30 @@ class Watch(threading.Thread):
                     self.violations.append(f"/ping: {error!r}")
                 continue
             self.slowest = max(self.slowest, time.monotonic() - asked)
-            if status == 200:
-                self.memory.append((time.monotonic() - began, self.server.memory("Pss_Anon:")))
-            else:
+            if status != 200:
                 self.unready_seconds += 0.5
 
     def _just_killed(self, when: float) -> bool:
         return any(abs(when - killed) < GRACE_SECONDS for killed in self.pace.killed.values())
 
-    def growth(self, settle: float) -> tuple[float, float, float]:
-        """MB per minute by least squares after `settle` seconds, the level in MB, and the growth over the time."""
-        points = [(when, size) for when, size in self.memory if when > settle]
+    def now(self) -> float:
+        """MB that the processes hold that live."""
+        living = (self.server.process.pid, *self.server.workers())
+        return sum(self.held[pid][-1][1] for pid in living if pid in self.held)
+
+    def trend(self, pid: int, settle: float) -> Trend:
+        """Of a process after `settle` seconds."""
+        points = [(when, size) for when, size in self.held.get(pid, []) if when > settle]
         if len(points) < 10:
-            return 0.0, points[-1][1] if points else 0.0, 0.0
+            return Trend(points[-1][1] if points else 0.0, 0.0)
         slope = statistics.linear_regression(*zip(*points, strict=True)).slope
-        level = statistics.median(size for _, size in points)
-        return slope * 60, level, slope * (points[-1][0] - points[0][0]) / level
+        return Trend(statistics.median(size for _, size in points), slope * (points[-1][0] - points[0][0]))
+
+    def replacements(self) -> list[float]:
+        """MB that each of the others held at last."""
+        return [
+            points[-1][1] for pid, points in self.held.items() if pid not in (self.witness, self.server.process.pid)
+        ]
 
 
 def burst(clients: list[Client], pace: Pace) -> float:
@@ -217,7 +258,7 @@ def soak(server: RunningServer, seconds: float, kill_every: float, count: int) -
     for thread in (*clients, watch):
         thread.start()
     print(
-        f"{'minute':>6} {'capacity/s':>10} {'held/s':>8} {'killed':>8} {'ready after':>11} {'anon MB':>8}", flush=True
+        f"{'minute':>6} {'capacity/s':>10} {'held/s':>8} {'killed':>8} {'ready after':>11} {'held MB':>8}", flush=True
     )
     end = time.monotonic() + seconds
     began = time.monotonic()
@@ -228,7 +269,7 @@ def soak(server: RunningServer, seconds: float, kill_every: float, count: int) -
         time.sleep(max(1.0, min(kill_every, left) - BURST_SECONDS))
         held = (sum(client.record.answered for client in clients) - before) / (time.monotonic() - since)
         victim, ready_after = kill_one(server, pace) if end - time.monotonic() > BURST_SECONDS + 1 else ("-", "-")
-        size = watch.memory[-1][1] if watch.memory else 0.0
+        size = watch.now()
         minute = (time.monotonic() - began) / 60
         print(f"{minute:6.1f} {capacity:10.0f} {held:8.0f} {victim:>8} {ready_after:>11} {size:8.1f}", flush=True)
     pace.stopped = True
@@ -239,15 +280,24 @@ def soak(server: RunningServer, seconds: float, kill_every: float, count: int) -
 
 
 def kill_one(server: RunningServer, pace: Pace) -> tuple[str, str]:
-    """Kill the process that has served longest, and wait for another to be ready in its place."""
-    victim = server.workers()[0]
+    """Kill the process that came last, and wait for another to be ready in its place."""
+    victim, count = server.workers()[-1], len(server.workers())
     pace.killed[victim] = began = time.monotonic()
     os.kill(victim, signal.SIGKILL)
-    while victim in server.workers() or not server.healthy():
+    while victim in server.workers() or ready_processes(server) < count:
         if time.monotonic() - began > 60:
             return str(victim), "never"
         time.sleep(0.1)
     return str(victim), f"{time.monotonic() - began:.1f} s"
+
+
+def ready_processes(server: RunningServer) -> int:
+    """By `/metrics`; 0 where the connection broke."""
+    try:
+        found = READY.search(server.request("GET", "/metrics")[1].decode())
+    except OSError:
+        return 0
+    return int(float(found[1])) if found else 0
 
 
 def verdict(clients: list[Client], watch: Watch, pace: Pace, seconds: float) -> int:
@@ -256,11 +306,16 @@ def verdict(clients: list[Client], watch: Watch, pace: Pace, seconds: float) -> 
     answered = sum(record.answered for record in records)
     lost = sum(record.lost_with_their_process for record in records)
     violations = [line for record in records for line in record.violations] + watch.violations
-    slope, level, growth = watch.growth(seconds * SETTLE_SHARE)
+    trends = {
+        "the witness": watch.trend(watch.witness, seconds * SETTLE_SHARE),
+        "the master": watch.trend(watch.server.process.pid, seconds * SETTLE_SHARE),
+    }
     if lost > len(pace.killed) * len(clients):
         violations.append(f"{lost} lost requests are more than {len(pace.killed)} killed processes can have held")
-    if growth > GROWTH_LIMIT and seconds >= FLAT_SECONDS:
-        violations.append(f"memory grew by {growth:.1%}")
+    if seconds >= FLAT_SECONDS:
+        violations += [f"{name} grew: {trend}" for name, trend in trends.items() if not trend.is_flat()]
+    if watch.unready_seconds:
+        violations.append(f"/ping was not 200 for {watch.unready_seconds:.1f} s while a process answered")
     if watch.slowest > 2.0:
         violations.append(f"/ping took {watch.slowest:.1f} s")
     p50, p99 = (latencies[int(len(latencies) * share)] * 1000 for share in (0.5, 0.99))
@@ -270,7 +325,8 @@ def verdict(clients: list[Client], watch: Watch, pace: Pace, seconds: float) -> 
         "lost with the killed process": f"{lost}, each asked again",
         "latency p50 / p99": f"{p50:.1f} / {p99:.1f} ms",
         "/ping, slowest / seconds not 200": f"{watch.slowest * 1000:.0f} ms / {watch.unready_seconds:.1f} s",
-        "memory, all processes": f"{level:.1f} MB, {slope:+.2f} MB a minute ({growth:+.2%} over the time)",
+        **{f"memory of {name}": str(trend) for name, trend in trends.items()},
+        "memory of the others at last": ", ".join(f"{size:.1f}" for size in watch.replacements()) + " MB",
         "violations": f"{len(violations)}",
     }
     for name, value in rows.items():

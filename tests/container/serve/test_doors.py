@@ -1,8 +1,11 @@
 """The same requests through both doors: the Flask app and the ASGI application."""
 
+import http.client
 import io
 import json
+import re
 import time
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -463,3 +466,49 @@ def test_c147_a_body_that_only_mentions_stream_asks_for_none(open_door, user_mod
     door = open_door(user_model("def transform_fn(model, data, kind, accept): return iter([data])"))
     answer = door.request("POST", "/invocations", body, JSON)
     assert (answer.body, answer.headers["content-length"]) == (body, str(len(body)))
+
+
+ANYWHERE = [
+    ("GET", "/ping", b"", {}),
+    ("POST", "/ping", b"", {}),
+    ("HEAD", "/ping", b"", {}),
+    ("PUT", "/ping", b"", {}),
+    ("GET", "/ping?x=1", b"", {}),
+    ("GET", "/ping/", b"", {}),
+    ("GET", "/invocations", b"", {}),
+    ("OPTIONS", "/invocations", b"", {}),
+    ("POST", "/invocations", b"[1", JSON),
+    ("POST", "/invocations", b"", JSON),
+    ("POST", "/invocations", b"[1]", {}),
+    ("POST", "/invocations?x=1", b"[1]", JSON),
+    ("POST", "/invocations/", b"[1]", JSON),
+    ("POST", "/invocations", b"[1]", {"Content-Type": "application/zip"}),
+    ("POST", "/invocations", b"junk", {"Content-Type": "image/png"}),
+    ("POST", "/invocations", b"0," * 63 + b"0", {"Content-Type": "text/csv", "Accept": "image/png"}),
+    ("POST", "/invocations", b"0," * 63 + b"0", {"Content-Type": "text/csv", "Accept": "text/csv"}),
+    ("POST", "/invocations", b"0," * 63 + b"0", {"Content-Type": "text/csv", "Accept": "application/jsonlines"}),
+    ("POST", "/models/x/invoke", b"[1]", JSON),
+    ("GET", "/models", b"", {}),
+    ("GET", "/openapi.json", b"", {}),
+    ("GET", "/", b"", {}),
+    ("DELETE", "/nothing%20here", b"", {}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "headers"), ANYWHERE)
+def test_the_production_server_and_flask_under_another_server_give_one_answer(
+    flask_server, production_server, method, path, body, headers
+):
+    """Over sockets: gunicorn's short way here, waitress there. Probabilities may differ in their last digits."""
+    answers = []
+    for url in (flask_server, production_server):
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        found = {name.lower(): value for name, value in answer.getheaders()}
+        text = re.sub(rb"\d\.\d{3,}(e-\d+)?", b"0.0", answer.read())
+        for server_s_own in ("date", "server", "connection", "content-length" if b"0.0" in text else "date"):
+            found.pop(server_s_own, None)
+        answers.append((answer.status, found, text))
+        connection.close()
+    assert answers[0] == answers[1]

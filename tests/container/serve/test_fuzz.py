@@ -163,3 +163,12 @@ def test_a_defect_fails_the_fuzzer(tmp_path, start_server, user_model):
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stdout + done.stderr
     assert 'status 500: b\'{"error":' in done.stdout
+
+
+@pytest.mark.slow
+def test_no_decoder_raises_anything_but_refusals_under_coverage_guided_mutation():
+    pytest.importorskip("atheris", reason="pip install atheris: coverage-guided fuzzing")
+    argv = [sys.executable, str(FUZZ.with_name("fuzz_decoders.py")), "--seconds", "3"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("no defect") == 11, done.stdout

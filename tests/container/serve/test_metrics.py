@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -193,3 +194,34 @@ def test_a_quantile_is_the_bound_of_its_bucket():
     metrics.batch(1000)
     assert metrics.total().batches.minus(batches).quantile(0.5) == 256
     assert batches.minus(batches).quantile(0.5) == 0.0
+
+
+def test_the_exposition_keeps_the_rules_that_promtool_checks(door):
+    """Help and type for every family, base units in the names, counters end in _total, buckets rise to the count."""
+    door.request("POST", "/invocations", b"0," * 63 + b"0", {"Content-Type": "text/csv"})
+    door.request("POST", "/invocations", b"x", JSON)
+    text = door.request("GET", "/metrics").body.decode()
+    families = list(text_string_to_metric_families(text))
+    seen = [(sample.name, *sorted(sample.labels.items())) for family in families for sample in family.samples]
+    assert len(seen) == len(set(seen)), "a series stands there twice"
+    assert {family.type for family in families} == {"counter", "gauge", "histogram"}
+    for family in families:
+        assert re.fullmatch(r"slipway_[a-z]+(_[a-z]+)*", family.name)
+        assert family.documentation.endswith(".")
+        assert not re.search(r"milli|_ms$|_kb|_mb|_count$", family.name), "base units: seconds and bytes"
+        if family.type == "counter":
+            assert all(sample.name == f"{family.name}_total" for sample in family.samples)
+        if family.type == "histogram":
+            check_histogram(family)
+
+
+def check_histogram(family):
+    series = {}
+    for sample in family.samples:
+        labels = tuple(sorted((name, value) for name, value in sample.labels.items() if name != "le"))
+        series.setdefault(labels, {})[sample.name.removeprefix(family.name), sample.labels.get("le")] = sample.value
+    for values in series.values():
+        buckets = sorted((float(bound), value) for (name, bound), value in values.items() if name == "_bucket")
+        assert buckets[-1] == (float("inf"), values["_count", None])
+        assert [value for _, value in buckets] == sorted(value for _, value in buckets)
+        assert values["_sum", None] >= 0

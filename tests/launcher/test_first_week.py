@@ -14,11 +14,8 @@ import boto3
 import pytest
 import yaml
 
-from launcher.images import build as images
-
 pytestmark = [pytest.mark.slow, pytest.mark.docker]
 
-REPOSITORIES = ("slipway-test-week-train", "slipway-test-week-serve")
 ROLLOUT = "endpoint.rollout={type: canary, percent: 50, wait: 10m, alarms: [wines-errors]}"
 SETTINGS = ["--set", ROLLOUT, "--set", "endpoint.instance_count=2"]
 MISTAKE = """
@@ -73,7 +70,7 @@ class Launcher:
 
 
 @pytest.fixture
-def week(tmp_path, registry_host) -> Iterator[Callable]:
+def week(tmp_path, registry_host, image_names) -> Iterator[Callable]:
     launcher = Launcher(tmp_path)
     assert "next: cd wines" in launcher("init", "wines", "--template", "tables")
     project = launcher.directory = tmp_path / "wines"
@@ -82,16 +79,13 @@ def week(tmp_path, registry_host) -> Iterator[Callable]:
     settings = yaml.safe_load((project / "launcher.yaml").read_text())
     settings["images"] = {
         "registry": registry_host,
-        "training": {"cuda": None, "repository": REPOSITORIES[0], "dockerfile": "Dockerfile.train"},
-        "serving": {"cuda": None, "repository": REPOSITORIES[1], "dockerfile": "Dockerfile.serve"},
+        "training": {"cuda": None, "repository": image_names("train"), "dockerfile": "Dockerfile.train"},
+        "serving": {"cuda": None, "repository": image_names("serve"), "dockerfile": "Dockerfile.serve"},
     }
     settings["training"] |= {"spot": True, "max_runtime": "10m"}
     (project / "launcher.yaml").write_text(yaml.safe_dump(settings))
     yield launcher
     launcher("local", "down")
-    engine = images.engine()
-    for tag in (tag for image in engine.images.list() for tag in image.tags if "slipway-test-week-" in tag):
-        engine.images.remove(tag, force=True)
 
 
 def test_from_an_empty_directory_to_an_endpoint_that_scales_rolls_back_and_is_reaped(week):

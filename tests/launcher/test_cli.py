@@ -140,14 +140,18 @@ def test_a_training_job_runs_to_its_model(here, aws, capsys):
     assert "next: python -m launcher deploy digits-" in output
 
 
+@pytest.fixture
+def one_session(aws, monkeypatch):
+    """The verb talks through the session whose replies are canned."""
+    monkeypatch.setattr("launcher.aws.Aws", lambda region: aws)
+
+
+@pytest.mark.usefixtures("one_session")
 @pytest.mark.parametrize(
     ("verb", "quota"),
     [("train", "training job usage"), ("transform", "transform job usage"), ("deploy", "endpoint usage")],
 )
-def test_what_the_quota_does_not_allow_is_refused_before_anything_is_sent(
-    verb, quota, here, aws, canned, sent, capsys, monkeypatch
-):
-    monkeypatch.setattr("launcher.aws.Aws", lambda region: aws)
+def test_what_the_quota_does_not_allow_is_refused_before_anything_is_sent(verb, quota, here, canned, sent, capsys):
     none = {"QuotaName": f"ml.m5.large for {quota}", "QuotaCode": "L-1234", "Value": 0.0}
     canned("ListServiceQuotas", {"Quotas": [none]}, service="service-quotas")
     assert cli.main([verb]) == 3

@@ -1,7 +1,6 @@
 """The default steps for whatever `model_fn` returned: arrays in, the model called, arrays out."""
 
 import logging
-import operator
 import re
 import sys
 from collections.abc import Hashable, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from container.serve import codec, lines
-from container.serve.batch_size import agree, rows_at_once
+from container.serve.batch_size import ROWS_AT_ONCE, agree, rows_at_once
 from container.serve.call import Call
 from container.serve.exchange import BadRequest
 from container.serve.interface import Interface
@@ -38,7 +37,7 @@ class ArrayModel:
         example: np.ndarray | None = None,
         placeholders: bool = False,
     ) -> None:
-        self.is_module = _is_torch(model, "nn.Module")
+        self.is_module = _is_module(model)
         self.model = _ready(model, device) if self.is_module else model
         self.example = example
         """An input the model is known to take; None: only its author knows one."""
@@ -84,11 +83,10 @@ class ArrayModel:
 
     def _predict_in_parts(self, data: Any) -> Any:
         """The model's answer to one input; to many rows part by part, where rows were seen not to mix."""
-        key = self.batch_key(data)
-        if key is None or not self._batches.get(key):
+        if not isinstance(data, np.ndarray) or data.ndim < 2 or len(data) <= ROWS_AT_ONCE:
             return self._predict(data)
-        most = rows_at_once(data[:1].nbytes)
-        if len(data) <= most:
+        key, most = self.batch_key(data), rows_at_once(data[:1].nbytes)
+        if key is None or not self._batches.get(key) or len(data) <= most:
             return self._predict(data)
         return np.concatenate([self._predict(data[start : start + most]) for start in range(0, len(data), most)])
 
@@ -121,7 +119,7 @@ class ArrayModel:
 
     def _tensor(self, data: Any) -> Any:
         """The input as the module takes it; a tensor from the user's own `input_fn` keeps its dtype."""
-        if _is_torch(data, "Tensor"):
+        if _is_tensor(data):
             return data.to(self.device)
         array = _writable(data)
         dtype = self.floating if array.dtype.kind in "iu" else None
@@ -187,15 +185,20 @@ def _named(tensor: Any) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _is_torch(value: Any, name: str) -> bool:
-    """Whether `value` is a torch object: only possible where somebody imported torch."""
+def _is_module(value: Any) -> bool:
+    """Whether `value` is a torch module: only possible where somebody imported torch."""
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, operator.attrgetter(name)(torch))
+    return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _to_numpy(value: Any) -> Any:
     """Tensors as arrays, also those in dictionaries, lists and tuples that a module returns."""
-    if _is_torch(value, "Tensor"):
+    if _is_tensor(value):
         return value.detach().cpu().numpy()
     if isinstance(value, dict):
         return {name: _to_numpy(part) for name, part in value.items()}

@@ -37,6 +37,7 @@ from container.serve.vision import import_torchvision
 
 logger = logging.getLogger(__name__)
 
+SESSION_HEADER = contract.SESSION_ID_HEADER.lower()
 UTF8_TYPES = (codec.JSON, codec.CSV)  # handed to input_fn as text, everything else as bytes: as AWS's toolkits do
 
 
@@ -99,6 +100,10 @@ class Predictor:
         self.functions = functions
         self._context_of = context_of
         self._tuned = False
+        self._answers_itself = bool(
+            functions.input_fn or functions.predict_fn or functions.output_fn or functions.transform_fn
+        )
+        """Whether the user's functions take part in a request, and not only in loading the model."""
 
     @functools.cached_property
     def memory_bytes(self) -> int:
@@ -111,7 +116,7 @@ class Predictor:
     def decode(self, call: Call) -> Any:
         """The request's data: `input_fn`'s, or the default's."""
         functions = self.functions
-        if functions is not NO_FUNCTIONS:
+        if self._answers_itself or (functions is not NO_FUNCTIONS and SESSION_HEADER in call.request.headers):
             call.context = self._context_of(call.request)
         if functions.transform_fn:
             return self._text_or_bytes(call)
@@ -147,7 +152,7 @@ class Predictor:
     def encode(self, prediction: Any, call: Call) -> Response:
         """The answer with the headers the handlers set."""
         functions = self.functions
-        if functions is NO_FUNCTIONS:
+        if call.context is None and not isinstance(prediction, Iterator):
             body, content_type = self.defaults.encode(prediction, call)
             return Response(200, body, content_type)
         kind = self._accept(call)
@@ -230,7 +235,7 @@ def load_predictor(model_dir: Path, environ: Mapping[str, str], place: Place) ->
     device, default_accept = place.device, place.default_accept
 
     def context_of(request: Request) -> Context:
-        session_id = request.headers.get(contract.SESSION_ID_HEADER.lower())
+        session_id = request.headers.get(SESSION_HEADER)
         session = place.sessions.find(session_id) if session_id else None
         return Context(request.headers, str(model_dir), device, session)
 

@@ -69,6 +69,7 @@ ARROWS: dict[str, set[str]] = {
         "launcher.images",
         "launcher.invoke",
         "launcher.jobs",
+        "launcher.load",
         "launcher.local.client",
         "launcher.project",
         "launcher.run",

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from launcher.account.cost import OverBudget
 from launcher.account.preflight import PreflightRefused
-from launcher.commands.account import register
+from launcher.commands.account import cost, doctor, iam, preflight
 from launcher.errors import ConfigError, JobFailed
 
 ROOT = Path(__file__).parents[3]
@@ -31,7 +31,8 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SLIPWAY_PRICES", raising=False)
     group = click.Group()
-    register(group)
+    for command in (iam, preflight, cost, doctor):
+        group.add_command(command)
 
     def invoke(*arguments: str):
         result = CliRunner().invoke(group, arguments)

@@ -19,7 +19,8 @@ def input_fn(request_body, request_content_type):
     if request_content_type == "text/csv":  # JSON and CSV come as text, everything else as bytes
         return torch.tensor([[float(field) for field in line.split(",")] for line in request_body.splitlines()])
     assert request_content_type == "application/x-jsonlines"
-    return torch.tensor([json.loads(line) for line in request_body.decode("utf-8").splitlines()])
+    rows = [json.loads(line) for line in request_body.decode("utf-8").splitlines()]
+    return torch.tensor(rows, dtype=torch.float32)
 
 
 def predict_fn(input_object, model):

@@ -30,7 +30,7 @@ def check(monkeypatch, tmp_path, materials):
         target = ProcessTarget((sys.executable, fake, *words))
         monkeypatch.setattr(command, "open_target", lambda image: target)
         group = click.Group()
-        command.register(group)
+        group.add_command(command.check)
         return CliRunner().invoke(group, ["check", *(given if defaults else ()), *arguments])
 
     return run

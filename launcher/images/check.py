@@ -12,6 +12,7 @@ from launcher.account.secrets import secrets_of
 from launcher.config.images import Image
 from launcher.console import size_text
 from launcher.findings import Finding
+from launcher.images.registry import INDEXES
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def check_image(client: Any, image: Image, reference: str, instance_types: list[
     attributes = found.attrs
     settings = attributes["Config"]
     return [
+        manifest(attributes),
         _architecture(attributes["Architecture"], instance_types),
         _entry_point(settings, image),
         _user(settings.get("User") or ""),
@@ -48,6 +50,21 @@ def check_image(client: Any, image: Image, reference: str, instance_types: list[
         _history(client.api.history(found.id)),
         _files(layer_names(found.save())),
     ]
+
+
+def manifest(attributes: dict[str, Any]) -> Finding:
+    """Whether a push would send one image; an engine with containerd's store may hold an index of several.
+
+    Args:
+        attributes: of `GET /images/{name}/json`; `Descriptor` is there since API 1.48, with containerd's store alone.
+    """
+    kind = (attributes.get("Descriptor") or {}).get("mediaType", "")
+    if kind in INDEXES:
+        detail = (
+            f"the engine holds an index ({kind}), of several platforms or with attestations; SageMaker takes one image"
+        )
+        return Finding("manifest", "fail", detail, "docker build --provenance=false --sbom=false, for one platform")
+    return Finding("manifest", "ok", "one image, of one platform")
 
 
 def _architecture(architecture: str, instance_types: list[str]) -> Finding:

@@ -7,7 +7,8 @@ import pytest
 from launcher import cli
 from launcher.config.images import ServingImage
 from launcher.images import build as images
-from launcher.images.check import check_image
+from launcher.images.check import check_image, manifest
+from launcher.images.registry import DOCKER_MANIFEST, INDEXES
 
 GOOD = 'FROM scratch\nCOPY app /app\nENTRYPOINT ["/app/python", "-m", "container"]\n'
 pytestmark = pytest.mark.docker
@@ -89,3 +90,15 @@ def test_the_verb_prints_the_checks_and_fails_with_them(findings, image_names, t
     assert "1 checks failed: user" in captured.err
     checks = {item["check"]: item["status"] for item in json.loads(captured.out)["serving"]}
     assert checks["user"] == "fail"
+
+
+@pytest.mark.parametrize("kind", sorted(INDEXES))
+def test_an_index_of_several_images_is_refused_before_it_is_pushed(kind):
+    found = manifest({"Descriptor": {"mediaType": kind}})
+    assert (found.check, found.status) == ("manifest", "fail")
+    assert kind in found.detail
+
+
+@pytest.mark.parametrize("attributes", [{}, {"Descriptor": None}, {"Descriptor": {"mediaType": DOCKER_MANIFEST}}])
+def test_one_image_may_be_pushed(attributes):
+    assert manifest(attributes).status == "ok"

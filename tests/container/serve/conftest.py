@@ -79,12 +79,14 @@ class FlaskDoor:
 class AsgiDoor:
     def __init__(self, service):
         self.app = Door(service)
+        self.making = threading.Lock()  # Flask's routes are not made on several threads at once
 
     def request(self, method, path, body=b"", headers=None):
         return asyncio.run(self._request(method, path, body, headers or {}))
 
     async def _request(self, method, path, body, headers):
-        app = Door(self.app.service)  # one event loop per application
+        with self.making:
+            app = Door(self.app.service)  # one event loop per application
         middle = len(body) // 2
         messages = [
             {"type": "http.request", "body": body[:middle], "more_body": True},

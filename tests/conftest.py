@@ -117,6 +117,8 @@ class Browser:
         return result["result"].get("value")
 
     def wait(self, script):
+        """Until it is true; a page that is not there yet has no elements to ask."""
+        script = f"(() => {{ try {{ return {script} }} catch (error) {{ return null }} }})()"
         deadline = time.monotonic() + 60
         while not (value := self.run(script)):
             assert time.monotonic() < deadline, (script, self.run("document.body.innerText"))

@@ -88,7 +88,7 @@ def test_a_new_project_trains_transforms_and_serves_locally(tmp_path):
         assert "update Endpoint" in launcher("deploy", "--local", "--set", "endpoint.environment.A=1")
         assert "serves" in launcher("rollback", "--local")
         assert launcher("deploy", job["name"], "--local").count("keep ") == 3
-        assert launcher("reap", "--local", "--dry-run") == "-> nothing to delete\n"
+        assert launcher("endpoints", "reap", "--local", "--dry-run") == "-> nothing to delete\n"
         assert "deleted the endpoint" in launcher("delete", "wines", "--local")
     finally:
         launcher("local", "down")

@@ -116,7 +116,12 @@ def test_buildkit_builds_what_the_engines_api_cannot(tiny, buildkit):
     identity = images.build(image, directory, buildkit)
     client = images.engine()
     assert client.images.get(f"{TINY}:1").id == identity
-    assert client.containers.run(image=identity, command=["cat", "/seen"], remove=True).startswith(b"1")
+    container = client.containers.run(image=identity, command=["cat", "/seen"], detach=True)
+    try:  # `run(…, remove=True)` may remove the log before it has read it
+        assert container.wait(timeout=60)["StatusCode"] == 0
+        assert container.logs().startswith(b"1")
+    finally:
+        container.remove(force=True)
 
 
 @pytest.mark.docker

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import json
 import logging
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
-from container.model import build_network, load_model, save_model
+from container import contract
+from container.model import ModelFormatError, build_network, load_model, save_model
 from container.train import errors, fsdp
 from container.train.disk import require_free_space, state_bytes
 from container.train.job import Job, local_world_size, to_device
@@ -83,12 +86,26 @@ def finish(job: Job) -> None:
     with job.phases.measure("export"):
         require_free_space(job.environment.opt_ml.model, state_bytes(network.state_dict()), "the model")
         save_model(job.environment.opt_ml.model, network, job.signature)
-        load_model(job.environment.opt_ml.model)  # raises where the artifact cannot be served
+        check_artifact(job.environment.opt_ml.model)
         plot_history(job)
     write_report(job, report)
     runtime = Runtime.from_env()
     if runtime is not None:
         runtime.write(PHASES_FILE, job.phases.seconds)  # the launcher's last line
+
+
+def check_artifact(model_dir: Path) -> None:
+    """Load the artifact as serving will; `SLIPWAY_REQUIRE_MODEL=false` makes a failure a warning.
+
+    Raises:
+        ModelFormatError: it cannot be served.
+    """
+    try:
+        load_model(model_dir)
+    except ModelFormatError as error:
+        if os.environ.get(contract.REQUIRE_MODEL, "").lower() not in ("0", "false"):
+            raise
+        logger.warning("the model in %s does not load again and cannot be served: %s", model_dir, error)
 
 
 def whole_network(job: Job) -> nn.Module:

@@ -33,7 +33,6 @@ lint: install
 install: $(VENV)/.installed
 
 # Bytecode is compiled here: our containers write none at run time, and torch without it imports ten times slower.
-# Bytecode is compiled here: our containers write none at run time, and torch without it imports ten times slower.
 $(VENV)/.installed: requirements/dev.txt requirements/uv.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }

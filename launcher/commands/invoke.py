@@ -1,7 +1,7 @@
 """The verb `invoke`: one request, many that are measured, a stream, or one that is queued."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,25 @@ if TYPE_CHECKING:
     from launcher.settings import Settings
 
 
+def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that say what is sent, and to what behind an endpoint."""
+    options = (
+        click.option("--content-type", help="Default: by the file's ending."),
+        click.option("--accept", help="Content type of the answer."),
+        click.option("--target-variant", help="This variant, instead of those the weights choose."),
+        click.option("--target-model", help="Archive below the prefix of a multi-model endpoint."),
+        click.option("--target-container", help="One of several containers in direct mode."),
+        click.option("--component", help="One of the endpoint's inference components, as launcher.yaml names it."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--endpoint", help="Its name (default: the project's).")
-@click.option("--content-type", help="Default: by the file's ending.")
-@click.option("--accept", help="Content type of the answer.")
-@click.option("--target-variant", help="Ask this variant instead of the one the weights choose.")
-@click.option("--target-model", help="Archive below the prefix of a multi-model endpoint.")
-@click.option("--target-container", help="One of several containers in direct mode.")
-@click.option("--component", help="One of the endpoint's inference components, as launcher.yaml names it.")
+@request_options
 @click.option("--session-id", help="NEW_SESSION, or the id that its answer named.")
 @click.option("--stream", is_flag=True, help="Print the answer's parts as they come.")
 @click.option("--timeout", default="15m", show_default=True, help="How long to wait for an asynchronous answer.")

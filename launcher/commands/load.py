@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.commands.invoke import component_asked, mode_of, read_body
+from launcher.commands.invoke import component_asked, mode_of, read_body, request_options
 from launcher.commands.options import (
     LOCAL_HOME,
     Options,
@@ -41,12 +41,7 @@ SMALL_CPUS = {"medium": 2, "large": 2}
 @click.option("--target-rps", type=click.FloatRange(min=0, min_open=True), help="Requests per second to plan for.")
 @click.option("--target-p99-ms", type=click.FloatRange(min=0, min_open=True), help="Latency that must hold.")
 @click.option("--chart", type=click.Path(path_type=Path), help="PNG to write (default: .launcher/load-ENDPOINT.png).")
-@click.option("--content-type", help="Default: by each file's ending.")
-@click.option("--accept", help="Content type of the answers.")
-@click.option("--target-variant", help="Load this variant instead of those the weights choose.")
-@click.option("--target-model", help="Archive below the prefix of a multi-model endpoint.")
-@click.option("--target-container", help="One of several containers in direct mode.")
-@click.option("--component", help="One of the endpoint's inference components, as launcher.yaml names it.")
+@request_options
 @common_options
 def load(options: Options, files: tuple[Path, ...], **given: Any) -> None:
     """Send FILES in turn to the endpoint, more and more at once: latencies, throughput, the knee, and what to set."""

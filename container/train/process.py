@@ -64,6 +64,7 @@ class _Script:
         self.stopped = False
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._process: subprocess.Popen[bytes] | None = None
+        self._killer: threading.Timer | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         self._process = subprocess.Popen(
@@ -84,6 +85,8 @@ class _Script:
         """Its exit status, negative for a signal; whatever it has left running is ended."""
         assert self._process is not None
         code = self._process.wait()
+        if self._killer is not None:
+            self._killer.cancel()  # the outputs may take longer than the script had
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._reader.join(LAST_LINES_SECONDS)
@@ -99,9 +102,9 @@ class _Script:
     def _interrupt(self) -> None:
         assert self._process is not None
         seconds = float(os.environ.get(contract.STOP_SECONDS_VARIABLE, STOP_SECONDS))
-        killer = threading.Timer(seconds, os.killpg, (self._process.pid, signal.SIGKILL))
-        killer.daemon = True
-        killer.start()
+        self._killer = threading.Timer(seconds, os.killpg, (self._process.pid, signal.SIGKILL))
+        self._killer.daemon = True
+        self._killer.start()
         self._process.send_signal(signal.SIGINT)
 
     def _copy(self, stderr: IO[bytes]) -> None:

@@ -5,6 +5,7 @@ it goes to AWS.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,7 +38,9 @@ def note(home: Path, etag: str, entry: Entry) -> None:
     parameters = entry.execution_parameters or entries.get(etag, {}).get("execution_parameters")
     entries[etag] = {**vars(entry.measured), "execution_parameters": parameters}
     home.mkdir(parents=True, exist_ok=True)
-    (home / FILE).write_text(json.dumps(entries, indent=2) + "\n")
+    temporary = home / f".{FILE}.{os.getpid()}"
+    temporary.write_text(json.dumps(entries, indent=2) + "\n")
+    temporary.replace(home / FILE)  # a Ctrl-C in the middle of writing damages nothing
 
 
 def known(home: Path, etag: str) -> Entry | None:

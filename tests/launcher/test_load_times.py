@@ -29,3 +29,16 @@ def test_a_damaged_file_is_named(text, tmp_path):
     (tmp_path / load_times.FILE).write_text(text)
     with pytest.raises(ConfigError, match=r"load-times.json cannot be read .*; remove it"):
         load_times.known(tmp_path, "etag")
+
+
+def test_a_write_that_fails_leaves_what_was_known(tmp_path, monkeypatch):
+    load_times.note(tmp_path, "etag", load_times.Entry(MEASURED))
+
+    def full(path, text):
+        path.open("w").close()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        load_times.note(tmp_path, "other", load_times.Entry(MEASURED))
+    assert load_times.known(tmp_path, "etag") == load_times.Entry(MEASURED)

@@ -19,6 +19,8 @@ EMF_NAMESPACE = "SLIPWAY_EMF_NAMESPACE"
 ENDPOINT_NAME = "SLIPWAY_ENDPOINT_NAME"  # the platform tells a container neither of these two
 VARIANT_NAME = "SLIPWAY_VARIANT_NAME"
 DEFAULT_NAMESPACE = "Slipway/Serving"
+Value = tuple[str, float, str]
+"""Name, value and unit of a metric."""
 PHASE_NAMES = {"queue": "QueueTime", "decode": "DecodeTime", "predict": "PredictTime", "encode": "EncodeTime"}
 
 
@@ -48,15 +50,37 @@ class Settings:
         return cls(int(text), environ.get(EMF_NAMESPACE) or DEFAULT_NAMESPACE, dimensions or {"Service": "slipway"})
 
 
-def write(settings: Settings, before: Figures, now: Figures) -> None:
-    """One line on standard output, in one piece: other processes write there, too."""
-    sys.stdout.write(line(settings, before, now, int(time.time() * 1000)) + "\n")
+def write(settings: Settings, before: Figures, now: Figures, device: int | None) -> None:
+    """One line on standard output, in one piece: other processes write there, too.
+
+    Args:
+        settings: where it goes.
+        before: the process's figures at the last line.
+        now: and at this one.
+        device: the number of the process's GPU, if it has one.
+    """
+    sys.stdout.write(line(settings, (before, now), usage(device), int(time.time() * 1000)) + "\n")
     sys.stdout.flush()
 
 
-def line(settings: Settings, before: Figures, now: Figures, timestamp_ms: int) -> str:
+def usage(device: int | None) -> list[Value]:
+    """What this process and its GPU use at the moment."""
+    from container.serve import devices, processes  # pynvml: for those who ask
+
+    process = processes.read(os.getpid())
+    values: list[Value] = [("ResidentMemory", process.resident_bytes, "Bytes")] if process else []
+    found = [use for use in devices.read(os.environ) if use.index == device]
+    for use in found:
+        if use.busy is not None:
+            values.append(("DeviceUtilization", round(100 * use.busy, 2), "Percent"))
+        if use.used_bytes is not None and use.total_bytes:
+            values.append(("DeviceMemoryUtilization", round(100 * use.used_bytes / use.total_bytes, 2), "Percent"))
+    return values
+
+
+def line(settings: Settings, looks: tuple[Figures, Figures], usage: list[Value], timestamp_ms: int) -> str:
     """The embedded metric document of what happened between two looks at a process's figures."""
-    values = {name: (value, unit) for name, value, unit in _values(before, now)}
+    values = {name: (value, unit) for name, value, unit in (*_values(*looks), *usage)}
     directive = {
         "Namespace": settings.namespace,
         "Dimensions": [list(settings.dimensions)],
@@ -71,20 +95,16 @@ def line(settings: Settings, before: Figures, now: Figures, timestamp_ms: int) -
     return json.dumps(document)
 
 
-def _values(before: Figures, now: Figures) -> list[tuple[str, float, str]]:
-    """(name, value, unit) of each metric; a mean and a quantile only where there was something to measure."""
+def _values(before: Figures, now: Figures) -> list[Value]:
+    """A mean and a quantile only where there was something to measure."""
     statuses = {key: count - before.requests.get(key, 0) for key, count in now.requests.items()}
     invocations = {key: count for key, count in statuses.items() if key[0].endswith(("/invocations", "/invoke"))}
-    values: list[tuple[str, float, str]] = [
+    values: list[Value] = [
         ("Invocations", sum(invocations.values()), "Count"),
         ("Invocation4XXErrors", _of_class(invocations, 4), "Count"),
         ("Invocation5XXErrors", _of_class(invocations, 5), "Count"),
         ("QueueLength", now.gauges["queue_length"], "Count"),
-        ("ResidentMemory", now.gauges["resident_bytes"], "Bytes"),
     ]
-    if now.gauges["device_total_bytes"]:
-        used = 100 * now.gauges["device_used_bytes"] / now.gauges["device_total_bytes"]
-        values.append(("DeviceMemoryUtilization", round(used, 2), "Percent"))
     total = now.phases["total"].minus(before.phases["total"])
     if total.count:
         values.append(("Latency", _milliseconds(total.sum / total.count), "Milliseconds"))

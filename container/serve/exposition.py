@@ -1,5 +1,6 @@
 """`/metrics`: the figures of all processes in Prometheus' text form."""
 
+import os
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -7,22 +8,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from container.serve import telemetry
+from container.serve import devices, processes, telemetry
 from container.serve.exchange import Response
 from container.serve.health import Health
 from container.serve.metrics import Histogram, Metrics
 from container.serve.service import Service
 
-# name, what it is; only where the second is there and above 0, or the gauge counts from 0 anyway
-GAUGES = {
+PUBLISHED = {
     "queue_length": ("slipway_queue_length", "Requests that wait for a compute thread."),
-    "resident_bytes": ("slipway_process_resident_memory_bytes", "Memory of the process, shared pages included."),
     "model_bytes": ("slipway_model_memory_bytes", "Parameters and buffers of the loaded torch models."),
     "models": ("slipway_models_loaded", "Models that can be invoked."),
-    "device_used_bytes": ("slipway_device_memory_used_bytes", "Memory in use on the process's GPU, by anybody."),
-    "device_total_bytes": ("slipway_device_memory_total_bytes", "Memory of the process's GPU."),
 }
-ONLY_WHERE_KNOWN = {"device_used_bytes", "device_total_bytes"}
+"""Gauge of a row -> its name and what it is."""
 
 
 def exposition(service: Service, metrics: Metrics) -> Response:
@@ -59,23 +56,55 @@ class Collected(Collector):
         batches = HistogramMetricFamily("slipway_batch_size", "Requests that were predicted together.")
         batches.add_metric((), _cumulative(total.batches), total.batches.sum)
         yield batches
-        yield from self._gauges()
+        yield from self._published()
+        yield from self._processes()
+        yield from _devices()
+
+    def _published(self) -> Iterator[Metric]:
+        """What each process says of itself."""
+        for name, (published, text) in PUBLISHED.items():
+            family = GaugeMetricFamily(published, text, labels=("process",))
+            for row in self._health.occupied():
+                family.add_metric((str(row),), self._metrics.figures(row).gauges[name])
+            yield family
+
+    def _processes(self) -> Iterator[Metric]:
+        """What the kernel says of each."""
+        labels = ("process",)
+        cpu = CounterMetricFamily(
+            "slipway_process_cpu_seconds", "CPU time of the process since it began.", None, labels
+        )
+        resident = GaugeMetricFamily(
+            "slipway_process_resident_memory_bytes", "Memory of the process, shared pages included.", None, labels
+        )
+        files = GaugeMetricFamily("slipway_process_open_fds", "Open files and connections.", None, labels)
+        for row in self._health.occupied():
+            use = processes.read(int(self._metrics.figures(row).gauges["pid"]))
+            if use:
+                cpu.add_metric((str(row),), use.cpu_seconds)
+                resident.add_metric((str(row),), use.resident_bytes)
+                files.add_metric((str(row),), use.open_files)
+        yield from (cpu, resident, files)
+        ready = GaugeMetricFamily("slipway_processes_ready", "Processes that can answer.")
+        ready.add_metric((), self._health.ready())
+        yield ready
         restarts = CounterMetricFamily("slipway_process_restarts", "Processes that died and were replaced.")
         restarts.add_metric((), self._metrics.restarts)
         yield restarts
 
-    def _gauges(self) -> Iterator[Metric]:
-        living = self._health.occupied()
-        for name, (published, text) in GAUGES.items():
-            family = GaugeMetricFamily(published, text, labels=("process",))
-            for row in living:
-                value = self._metrics.figures(row).gauges[name]
-                if value or name not in ONLY_WHERE_KNOWN:
-                    family.add_metric((str(row),), value)
-            yield family
-        ready = GaugeMetricFamily("slipway_processes_ready", "Processes that can answer.")
-        ready.add_metric((), self._health.ready())
-        yield ready
+
+def _devices() -> Iterator[Metric]:
+    labels = ("device", "uuid")
+    busy = GaugeMetricFamily(
+        "slipway_device_utilization_ratio", "Share of the last second in which the GPU computed.", None, labels
+    )
+    used = GaugeMetricFamily("slipway_device_memory_used_bytes", "Memory of the GPU in use, by anybody.", None, labels)
+    total = GaugeMetricFamily("slipway_device_memory_total_bytes", "Memory of the GPU.", None, labels)
+    for device in devices.read(os.environ):
+        for family, value in ((busy, device.busy), (used, device.used_bytes), (total, device.total_bytes)):
+            if value is not None:
+                family.add_metric((str(device.index), device.uuid), value)
+    yield from (family for family in (busy, used, total) if family.samples)
 
 
 def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:

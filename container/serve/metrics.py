@@ -41,7 +41,7 @@ SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25,
 """Upper bounds of the latency histograms' buckets; one more bucket takes what is above."""
 RECORDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Upper bounds of the batch size histogram's buckets, in requests."""
-GAUGES = ("queue_length", "resident_bytes", "model_bytes", "models", "device_used_bytes", "device_total_bytes")
+GAUGES = ("pid", "queue_length", "model_bytes", "models")
 
 # A row: gauges, then status counts per route, then histograms, each its buckets and the sum of what it saw.
 STATUSES = 600

@@ -66,17 +66,15 @@ def test_a_line_has_what_was_counted_since_the_last_one():
     metrics.count("/invocations", 503)
     metrics.count("/ping", 503)
     metrics.batch(3)
-    metrics.set("device_used_bytes", 1)
-    metrics.set("device_total_bytes", 4)
-    document = json.loads(
-        line(Settings.from_env({"SLIPWAY_EMF_SECONDS": "60", **NAMES}), before, metrics.figures(0), 7)
-    )
+    settings = Settings.from_env({"SLIPWAY_EMF_SECONDS": "60", **NAMES})
+    usage = [("ResidentMemory", 1e9, "Bytes"), ("DeviceUtilization", 37.0, "Percent")]
+    document = json.loads(line(settings, (before, metrics.figures(0)), usage, 7))
     check(document)
     assert document["_aws"]["Timestamp"] == 7
     assert document["_aws"]["CloudWatchMetrics"][0]["Dimensions"] == [["EndpointName", "VariantName"]]
     assert (document["EndpointName"], document["VariantName"]) == ("digits", "AllTraffic")
-    counts = ("Invocations", "Invocation4XXErrors", "Invocation5XXErrors", "BatchSize", "DeviceMemoryUtilization")
-    assert [document[name] for name in counts] == [3, 1, 1, 3, 25]
+    counts = ("Invocations", "Invocation4XXErrors", "Invocation5XXErrors", "BatchSize", "DeviceUtilization")
+    assert [document[name] for name in counts] == [3, 1, 1, 3, 37]
     times = ("QueueTime", "DecodeTime", "PredictTime", "EncodeTime", "Latency", "LatencyP99")
     assert [document[name] for name in times] == pytest.approx([1000, 1000, 1000, 1000, 2000, 5000], abs=100)
 
@@ -85,7 +83,7 @@ def test_a_line_of_an_idle_interval_has_counts_and_no_means():
     metrics = Metrics(1)
     metrics.batch(1)
     figures = metrics.figures(0)
-    document = json.loads(line(Settings.from_env({"SLIPWAY_EMF_SECONDS": "5"}), figures, figures, 7))
+    document = json.loads(line(Settings.from_env({"SLIPWAY_EMF_SECONDS": "5"}), (figures, figures), [], 7))
     check(document)
     assert document["Service"] == "slipway"
     assert document["Invocations"] == 0

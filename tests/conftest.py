@@ -1,4 +1,4 @@
-"""What all tests share: when a Docker test may be skipped, a real browser, and a data set that ships with a package."""
+"""What all tests share: how they run side by side, which are skipped, a real browser, a data set out of a package."""
 
 import itertools
 import json
@@ -7,11 +7,24 @@ import select
 import shutil
 import subprocess
 import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+ROOT = Path(__file__).parents[1]
 BROWSER = shutil.which("chromium")
+MOST_WORKERS = 8  # the longest files bound what more would save
+WORKER_BYTES = 3 * 1024**3  # a test's jobs: up to four processes with torch
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """How many tests `make test` runs at a time: one more than cores, as a test often waits for a process."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(len(os.sched_getaffinity(0)) + 1, MOST_WORKERS, memory // WORKER_BYTES))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,6 +52,42 @@ def _why_no_engine() -> str | None:
     if answer.returncode:
         return f"no Docker engine answers: {answer.stderr.strip().splitlines()[-1:]}"
     return None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many were skipped for which reason, in one line each."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"skipped {count}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str], AbstractContextManager]:
+    """`with alone("image"):` lets one test at a time in, of all that run side by side."""
+    base = tmp_path_factory.getbasetemp()
+    return lambda what: FileLock((base if worker_id == "master" else base.parent) / f"{what}.lock")
+
+
+@pytest.fixture(scope="session")
+def built_image(alone: Callable[[str], AbstractContextManager]) -> Callable[[str], str]:
+    """Builds one of our two images as the README says, once for all that run side by side; its name."""
+    base, network = os.environ.get("SLIPWAY_BASE_IMAGE"), os.environ.get("SLIPWAY_BUILD_NETWORK")
+    options = [*(["--build-arg", f"BASE_IMAGE={base}"] if base else []), *(["--network", network] if network else [])]
+
+    def build(role: str) -> str:
+        image = f"slipway-{role}:local"
+        argv = ["docker", "build", "--quiet", *options, "-f", f"Dockerfile.{role}", "-t", image, "."]
+        with alone("images") as lock:
+            done = Path(f"{lock.lock_file}.{role}")
+            if not done.exists():
+                built = subprocess.run(argv, cwd=ROOT, check=False, capture_output=True, text=True, timeout=1500)
+                advice = "SLIPWAY_BASE_IMAGE names a base that need not be pulled"
+                assert built.returncode == 0, f"{' '.join(argv)} failed; {advice}:\n{built.stderr}"
+                done.touch()
+        return image
+
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,12 @@ class Door:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    """A port of 127.0.0.1 that nobody listens on now, and that the kernel gives to nobody else for a minute.
+
+    A connection through it that was closed here is in TIME_WAIT: `bind` to port 0 avoids its port, and a server that
+    sets SO_REUSEADDR, as all do, may have it.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        listener.accept()[0].close()
+        client.recv(1)
         return int(listener.getsockname()[1])

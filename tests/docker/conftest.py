@@ -1,36 +1,21 @@
 """The two images, built as the README says, and a `docker run` that leaves nothing behind."""
 
 import json
-import os
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 
-
-def _build(role: str) -> str:
-    base, network = os.environ.get("SLIPWAY_BASE_IMAGE"), os.environ.get("SLIPWAY_BUILD_NETWORK")
-    options = [*(["--build-arg", f"BASE_IMAGE={base}"] if base else []), *(["--network", network] if network else [])]
-    image = f"slipway-{role}:local"
-    argv = ["docker", "build", "--quiet", *options, "-f", f"Dockerfile.{role}", "-t", image, "."]
-    done = subprocess.run(argv, cwd=ROOT, check=False, capture_output=True, text=True, timeout=1500)
-    if done.returncode:
-        pytest.fail(f"{' '.join(argv)} failed; SLIPWAY_BASE_IMAGE names a base that need not be pulled:\n{done.stderr}")
-    return image
+@pytest.fixture(scope="session")
+def train_image(built_image) -> str:
+    return built_image("train")
 
 
 @pytest.fixture(scope="session")
-def train_image() -> str:
-    return _build("train")
-
-
-@pytest.fixture(scope="session")
-def serve_image() -> str:
-    return _build("serve")
+def serve_image(built_image) -> str:
+    return built_image("serve")
 
 
 def inspect(image: str) -> dict:

@@ -7,7 +7,6 @@ some behind; the fixture removes those.
 import io
 import json
 import shutil
-import socket
 import subprocess
 import tarfile
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from launcher.local.containers import free_port
 
 pytestmark = [
     pytest.mark.docker,
@@ -56,18 +57,13 @@ def new_session(root: Path):
     session = LocalSession(
         boto_session=boto3.Session(region_name="us-east-1"), default_bucket="none", sagemaker_config=QUIET
     )
-    session.config = {"local": {"container_root": str(root), "region_name": "us-east-1", "serving_port": _free_port()}}
+    session.config = {"local": {"container_root": str(root), "region_name": "us-east-1", "serving_port": free_port()}}
     return session
 
 
 @pytest.fixture
 def session(root):
     return new_session(root)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def train(session, image: str, digits: Path, output: Path, hosts: int) -> dict:

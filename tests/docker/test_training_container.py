@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,7 @@ def test_c42_c43_a_missing_channel_is_named_in_the_failure_file(train_image, doc
 
 
 def test_c61_c62_c63_two_hosts_meet_though_one_name_resolves_late(train_image, docker, digits, tmp_path):
-    network = f"slipway-test-{tmp_path.name}"
+    network = f"slipway-test-{uuid.uuid4().hex}"
     subprocess.run(["docker", "network", "create", network], check=True, capture_output=True)
     try:
         trees = {}

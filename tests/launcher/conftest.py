@@ -5,7 +5,6 @@ import logging
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
@@ -21,6 +20,7 @@ from launcher.aws import Aws
 from launcher.config import Config
 from launcher.data import Silent
 from launcher.jobs.api import JobContext
+from launcher.local.containers import free_port
 from launcher.project import Project
 from launcher.settings import load
 
@@ -159,12 +159,6 @@ def registry_host(tmp_path_factory) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(10)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def answers(url: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from launcher import cli
 from launcher.doctor import Machine, doctor, fix, main
 from launcher.findings import Finding, failures, lines
+from launcher.local.containers import free_port
 
 ROOT = Path(__file__).parents[2]
 ENGINE = {
@@ -42,12 +43,6 @@ def machine(tmp_path):
         return Machine(environ, **options)
 
     return make
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def docker(info: dict, images: str = "") -> dict[str, str]:

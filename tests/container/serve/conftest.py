@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -30,6 +29,7 @@ from container.serve.plan import Machine, plan_server
 from container.serve.predictor import load_predictor
 from container.serve.registry import Registry
 from container.serve.service import Service
+from launcher.local.containers import free_port
 
 CLASSES = tuple("abcdefghij")
 MACHINE = Machine(cores=1, memory_bytes=8 * 1024**3, gpus=0, shm_writable=True)
@@ -245,12 +245,6 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from launcher.local.docker_containers import by_digest
 pytestmark = pytest.mark.docker
 ROOT = Path(__file__).parents[3]
 BASE_IMAGE = "slipway-train:local"
-IMAGE = "slipway-fake:local"
+IMAGE = f"slipway-fake:{uuid.uuid4().hex[:12]}"
 DOCKERFILE = f"""
 FROM {BASE_IMAGE}
 COPY container /opt/fake/container
@@ -52,16 +53,10 @@ door.accept()  # the peer has found this host, too
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory):
+def image(built_image, tmp_path_factory):
     """The fake program in an image of its own."""
     if docker("image", "inspect", BASE_IMAGE).returncode:
-        base, network = os.environ.get("SLIPWAY_BASE_IMAGE"), os.environ.get("SLIPWAY_BUILD_NETWORK")
-        options = [
-            *(["--build-arg", f"BASE_IMAGE={base}"] if base else []),
-            *(["--network", network] if network else []),
-        ]
-        build = docker("build", "--quiet", *options, "-f", "Dockerfile.train", "-t", BASE_IMAGE, ".")
-        assert build.returncode == 0, build.stderr
+        built_image("train")
     context = tmp_path_factory.mktemp("image")
     shutil.copytree(Path(__file__).parent / "fake/container", context / "container")
     (context / "container/__init__.py").write_text("")
@@ -256,12 +251,12 @@ def test_a_name_that_is_taken_is_a_start_error(image, tmp_path):
     from launcher.local.containers import ContainerSpec, ContainerStartError
     from launcher.local.docker_containers import DockerRuntime
 
-    runtime = DockerRuntime(tmp_path)
-    spec = ContainerSpec("slipway-taken", image, "train", OptMl(tmp_path), entrypoint=("sleep",), arguments=("60",))
-    spec = replace(spec, network="slipway-taken", alias="algo-1")
+    runtime, name = DockerRuntime(tmp_path), f"slipway-taken-{tmp_path.parent.name}"
+    spec = ContainerSpec(name, image, "train", OptMl(tmp_path), entrypoint=("sleep",), arguments=("60",))
+    spec = replace(spec, network=name, alias="algo-1")
     try:
         container = runtime.start(spec, lambda line: None)
-        with pytest.raises(ContainerStartError, match="slipway-taken"):
+        with pytest.raises(ContainerStartError, match=name):
             runtime.start(spec, lambda line: None)
         assert container.stop(0) == 137
     finally:

@@ -44,11 +44,12 @@ def check(image: str | None, **options: Any) -> None:
     Exit status 5 where the contract is broken. What cannot be told on this machine, or without --model, --request and
     the like, is "not judged", never a pass.
     """
-    from launcher.check.report import as_json, as_junit
+    from launcher.check.report import as_json, as_junit, ending
 
     directory = Path(tempfile.mkdtemp(prefix="slipway-check-"))
     try:
         target = open_target(image)
+        click.echo(f"{target.name} against the SageMaker container contract", err=options["as_json"])
         results = run(target, options, directory)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -57,7 +58,7 @@ def check(image: str | None, **options: Any) -> None:
     if options["as_json"]:
         click.echo(json.dumps(as_json(target.name, results), indent=2))
     else:
-        show(target.name, results)
+        click.echo(ending(results))
     if any(result.breaks_the_contract or (options["strict"] and result.failed) for result in results):
         sys.exit(JobFailed.exit_code)
 
@@ -104,7 +105,7 @@ def run(target: "Target", options: dict[str, Any], directory: Path) -> "list[Res
     materials = complete(target, given, directory, needed)
     bench = Bench(target, materials, directory, roles, Patience(startup=options["startup_seconds"]))
     try:
-        return run_checks(checks, bench, lambda result: click.echo(line(result), err=True))
+        return run_checks(checks, bench, lambda result: click.echo(line(result), err=options["as_json"]))
     finally:
         bench.close()
 
@@ -184,13 +185,3 @@ def complete(target: "Target", given: "Materials", directory: Path, roles: Colle
     except CheckFailed as failure:
         raise JobFailed(str(failure)) from failure
     return given
-
-
-def show(target: str, results: "list[Result]") -> None:
-    """The table and its last line, on standard output."""
-    from rich.console import Console
-
-    from launcher.check.report import print_table, summary
-
-    print_table(Console(), target, results)
-    click.echo(summary(results))

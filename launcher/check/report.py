@@ -1,4 +1,4 @@
-"""Results as a table, as JSON and as JUnit XML."""
+"""Results as lines, as JSON and as JUnit XML."""
 
 import re
 from collections import Counter
@@ -6,58 +6,37 @@ from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from rich.console import Console
-from rich.table import Table
+import click
 
 from launcher.check.suite import FAILED, NOT_JUDGED, PASSED, Result
 
-STYLES = {PASSED: "green", FAILED: "bold red", NOT_JUDGED: "yellow"}
+COLORS = {PASSED: "green", FAILED: "red", NOT_JUDGED: "yellow"}
 NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def print_table(console: Console, target: str, results: Sequence[Result]) -> None:
-    """Every check in one line; below, what was seen, and why something was not judged, once per reason."""
-    table = Table(title=f"{target} against the SageMaker container contract", title_justify="left")
-    for name in ("check", "level", "role", "title", "outcome"):
-        table.add_column(name, no_wrap=name != "title")
-    for result in results:
-        check, style = result.check, STYLES[result.outcome]
-        table.add_row(check.number, check.level, check.role, check.title, f"[{style}]{result.outcome}[/]")
-    console.print(table)
-    for outcome in (FAILED, NOT_JUDGED):
-        for reason, numbers in _by_reason(results, outcome).items():
-            console.print(f"[{STYLES[outcome]}]{outcome}[/] {' '.join(numbers)}: {_plain(reason)}")
+def line(result: Result) -> str:
+    """One result as one line; what was seen of a failed one stands below."""
+    check = result.check
+    outcome = click.style(f"{result.outcome:<10}", fg=COLORS[result.outcome])
+    text = f"{check.number:<8} {check.level} {outcome} {result.seconds:5.1f} s  {check.title}"
+    return f"{text}\n         {result.message}" if result.failed else text
 
 
-def _by_reason(results: Sequence[Result], outcome: str) -> dict[str, list[str]]:
+def ending(results: Sequence[Result]) -> str:
+    """Why something was not judged, once per reason; how many of each outcome, and how many broken M."""
     reasons: dict[str, list[str]] = {}
     for result in results:
-        if result.outcome == outcome:
+        if result.outcome == NOT_JUDGED:
             reasons.setdefault(result.message, []).append(result.check.number)
-    return reasons
-
-
-def _plain(text: str) -> str:
-    """Rich would read `[...]` in a log line as a style."""
-    return text.replace("[", r"\[")
-
-
-def line(result: Result) -> str:
-    """One result as one line, for following along."""
-    text = f"{result.check.number:<8} {result.outcome:<10} {result.seconds:5.1f} s  {result.check.title}"
-    return f"{text}: {result.message}" if result.message else text
-
-
-def summary(results: Sequence[Result]) -> str:
-    """How many of each outcome, and how many broken M."""
+    lines = [f"not judged {' '.join(numbers)}: {reason}" for reason, numbers in reasons.items()]
     counts = Counter(result.outcome for result in results)
     musts = sum(result.breaks_the_contract for result in results)
-    shown = ", ".join(f"{counts[outcome]} {outcome}" for outcome in STYLES)
-    return f"{shown}; {musts} broken M" + (" (the platform's contract)" if musts else "")
+    shown = ", ".join(f"{counts[outcome]} {outcome}" for outcome in COLORS)
+    return "\n".join([*lines, f"{shown}; {musts} broken M" + (" (the platform's contract)" if musts else "")])
 
 
 def as_json(target: str, results: Sequence[Result]) -> dict[str, Any]:
-    """Everything the table shows, and the seconds."""
+    """Everything that the lines show."""
     return {
         "target": target,
         "checks": [

@@ -1,4 +1,4 @@
-"""`launcher check` as a user types it: options, exit status, table, JSON and JUnit."""
+"""`launcher check` as a user types it: options, exit status, lines, JSON and JUnit."""
 
 import json
 import shutil
@@ -8,7 +8,6 @@ from xml.etree import ElementTree
 import click
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 
 from launcher.check import command, report
 from launcher.check.process_target import ProcessTarget
@@ -40,13 +39,15 @@ def test_it_exits_with_0_when_everything_passes(check):
     done = check("--role", "serve", "--only", "batch")
     assert done.exit_code == 0, done.output
     assert "1 passed, 0 failed, 2 not judged; 0 broken M" in done.output  # the request is not of lines
-    assert "C131     passed" in done.stderr  # each result as it comes
+    assert done.stdout.count("C131 ") == 1  # each result as it comes, and not again
+    assert done.stderr == ""
 
 
 def test_it_exits_with_5_when_the_contract_is_broken(check):
     done = check("--role", "serve", "--only", "limits", "--json", faults=("limit-of-1-mb",))
     assert done.exit_code == 5
     checks = {one["check"]: one for one in json.loads(done.stdout)["checks"]}
+    assert "C97      M failed" in done.stderr
     assert checks["C97"]["outcome"] == FAILED
     assert checks["C97"]["level"] == "M"
     assert checks["C85"]["outcome"] == PASSED
@@ -89,12 +90,15 @@ def test_junit_holds_failures_and_skips_and_no_control_characters():
     assert failure.get("type") == "M"
 
 
-def test_the_table_says_each_reason_once_and_reads_no_style_from_a_log(capsys):
-    results = [result(FAILED, "[red]boom[/nothing]"), result(NOT_JUDGED, "no GPU"), result(NOT_JUDGED, "no GPU")]
-    report.print_table(Console(width=100), "image:1", results)
-    shown = capsys.readouterr().out
-    assert "failed C1: [red]boom[/nothing]" in shown
-    assert shown.count("no GPU") == 1
+def test_what_was_seen_stands_below_its_check_and_each_reason_once_in_the_end():
+    results = [result(FAILED, "saw 404"), result(NOT_JUDGED, "no GPU"), result(NOT_JUDGED, "no GPU")]
+    told = [click.unstyle(report.line(one)) for one in results]
+    assert told[0].splitlines()[1].strip() == "saw 404"
+    assert told[1] == f"C1       M not judged   0.5 s  {CHECKS[0].title}"
+    assert report.ending(results).splitlines() == [
+        "not judged C1 C1: no GPU",
+        "0 passed, 1 failed, 2 not judged; 1 broken M (the platform's contract)",
+    ]
 
 
 def test_the_groups_are_those_of_the_help():

@@ -33,6 +33,12 @@ class Channel(waitress.channel.HTTPChannel):
 
     task_class = Task
 
+    def send_continue(self) -> None:
+        """Waitress then waits for a body, also where none comes: boto3 asks before it sends an empty file, too."""
+        completed = self.request.completed
+        super().send_continue()
+        self.request.completed = completed
+
 
 def create_http_server(application: Callable[..., Any], listeners: Sequence[socket.socket]) -> Any:
     """A server with `run` and `close`, on sockets that are bound."""

@@ -49,6 +49,13 @@ def test_the_aws_cli_trains_waits_and_reads_logs(aws, cli, training_request, tmp
     assert [item["TrainingJobName"] for item in listed["TrainingJobSummaries"]] == [name]
 
 
+def test_an_empty_object_is_stored_like_any_other(aws):
+    """Boto3 asks with `Expect: 100-continue` before it sends nothing, too: an `__init__.py`, say."""
+    uri = aws.put("package/__init__.py", b"")
+    assert aws.get(uri) == b""
+    assert aws.keys("package/") == ["__init__.py"]
+
+
 def test_the_aws_cli_copies_removes_and_syncs_objects(aws, cli, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/a b+c.txt").write_text("one")

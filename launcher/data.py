@@ -4,7 +4,7 @@ import hashlib
 import logging
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from botocore.exceptions import ClientError
 from launcher.aws import Aws, refusals
 from launcher.checksum import PART_BYTES, crc32, digest, md5_etag
 from launcher.errors import AwsRefused, ConfigError, JobFailed
+from launcher.files import files_of
 from launcher.jobs.api import split_s3_uri
 from launcher.multipart import MultipartUpload
 
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 THREADS = 8
 TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
-IGNORED = {"__pycache__", ".git", ".DS_Store", ".ipynb_checkpoints"}
 DIGEST_DIGITS = 12
 DELETE_BATCH = 1000  # DeleteObjects takes as many
 
@@ -67,12 +67,21 @@ class Transfer:
     """Of names and contents, for an upload: the same data have the same."""
 
 
-def upload(aws: Aws, source: Path, uri: str, progress: Progress | None = None) -> Transfer:
+def upload(
+    aws: Aws, source: Path, uri: str, progress: Progress | None = None, without: Collection[Path] = ()
+) -> Transfer:
     """Make an S3 prefix the mirror of a directory, or one object the copy of a file.
 
     Objects of the same size and checksum stay; under a prefix, objects that have no file any more are removed, or a
     job would train on data that is gone here. An upload that broke off leaves its parts in S3, and the next one goes on
     with them.
+
+    Args:
+        aws: where to.
+        source: on this machine.
+        uri: its place in S3.
+        progress: is told.
+        without: directories below the source that are left out.
 
     Raises:
         ConfigError: the source does not exist or is empty.
@@ -80,7 +89,7 @@ def upload(aws: Aws, source: Path, uri: str, progress: Progress | None = None) -
     """
     progress = progress or Silent()
     bucket, key = split_s3_uri(uri)
-    files = _files(source, key)
+    files = _files(source, key, without)
     existing = {item["Key"]: item for item in objects(aws, uri if source.is_dir() else f"s3://{bucket}/{key}")}
     started = time.monotonic()
     client = aws.client("s3")
@@ -217,7 +226,7 @@ def unpack(archive: Path, target: Path) -> list[str]:
         raise JobFailed(f"{archive} cannot be unpacked: {error}") from error
 
 
-def _files(source: Path, key: str) -> list[tuple[Path, str]]:
+def _files(source: Path, key: str, without: Collection[Path]) -> list[tuple[Path, str]]:
     if source.is_file():
         return [(source, key)]
     if not source.is_dir():
@@ -225,8 +234,7 @@ def _files(source: Path, key: str) -> list[tuple[Path, str]]:
     prefix = key.rstrip("/")
     found = [
         (path, "/".join(filter(None, (prefix, path.relative_to(source).as_posix()))))
-        for path in sorted(source.rglob("*"))
-        if path.is_file() and not IGNORED.intersection(path.relative_to(source).parts)
+        for path in files_of(source, without)
     ]
     if not found:
         raise ConfigError(f"{source} holds no files; nothing to upload")

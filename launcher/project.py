@@ -16,8 +16,8 @@ from launcher.config import Config
 from launcher.console import size_text
 from launcher.errors import AwsRefused, ConfigError, JobFailed
 from launcher.jobs import training, transform
-from launcher.jobs.api import ApiCall, JobContext, content_name, s3_join, tag_list, unique_name
-from launcher.jobs.common import is_local_model, model_data_uri, project_uri
+from launcher.jobs.api import ApiCall, JobContext, Upload, content_name, s3_join, tag_list, unique_name
+from launcher.jobs.common import data_directories, is_local_model, model_data_uri, project_uri
 from launcher.jobs.model import ServedModel
 from launcher.packing import code_digest
 from launcher.provenance import provenance
@@ -51,7 +51,8 @@ def with_code_uri(config: Config, context: JobContext, directory: Path, uri: str
     """
     if not config.endpoint.code or config.endpoint.multi_model:
         return uri
-    name = content_name("model", {"archive": uri, "code": code_digest(directory / config.endpoint.code)})
+    digest = code_digest(directory / config.endpoint.code, data_directories(config, directory))
+    name = content_name("model", {"archive": uri, "code": digest})
     return project_uri(config, context, "models", name, "model.tar.gz")
 
 
@@ -168,7 +169,8 @@ class Project:
         with tempfile.TemporaryDirectory() as folder:
             data.download(self.aws, uri, Path(folder) / "in", self.progress)
             packed = Path(folder) / "model.tar.gz"
-            packing.repack(Path(folder) / "in" / uri.rpartition("/")[2], code, packed)
+            archive = Path(folder) / "in" / uri.rpartition("/")[2]
+            packing.repack(archive, code, packed, data_directories(self.config, self.directory))
             data.upload(self.aws, packed, target, self.progress)
         logger.info("-> put %s into the model: %s", code, target)
         return target
@@ -239,15 +241,16 @@ class Project:
                 return None
             raise
 
-    def _upload(self, pairs: list[tuple[Path, str]]) -> list[str]:
+    def _upload(self, uploads: list[Upload]) -> list[str]:
         from launcher import data
 
         digests = []
-        for source, uri in pairs:
-            done = data.upload(self.aws, source, uri, self.progress)
+        for item in uploads:
+            done = data.upload(self.aws, item.source, item.uri, self.progress, item.without)
             digests.append(done.digest)
             logger.info(
-                "-> uploaded %d files (%s), %d were there, %.1f s",
+                "-> uploaded %s: %d files (%s), %d were there, %.1f s",
+                item.source,
                 done.files,
                 size_text(done.bytes),
                 done.skipped,

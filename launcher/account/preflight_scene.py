@@ -47,7 +47,7 @@ class Scene:
             places = [*places, *transform.uploads(self.config, self.context, Path())]
         models = (self.config.transform.model or "", *models_of(self.config.endpoint).values())
         archives = [model_data_uri(self.config, self.context, model) for model in models if is_local_model(model)]
-        return frozenset((*(uri for _, uri in places), *archives))
+        return frozenset((*(place.uri for place in places), *archives))
 
 
 def refused(name: str, action: str, caller: str, error: AwsRefused) -> Finding:

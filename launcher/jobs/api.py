@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 NAME_LIMIT = 63  # TrainingJobName, ModelName, EndpointName and their kin
@@ -21,6 +22,16 @@ class ApiCall:
     """In the API's own spelling, such as `CreateTrainingJob`."""
     request: dict[str, Any]
     """The body, in the API's own spelling."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A directory or file of this machine, and its place in S3."""
+
+    source: Path
+    uri: str
+    without: tuple[Path, ...] = ()
+    """Directories below the source that stay here."""
 
 
 @dataclass(frozen=True)

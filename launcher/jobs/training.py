@@ -16,8 +16,9 @@ from container.contract import (
 from launcher.config import Config
 from launcher.config.training import Channel, Training
 from launcher.errors import ConfigError
-from launcher.jobs.api import ApiCall, JobContext, tag_list, without_none
+from launcher.jobs.api import ApiCall, JobContext, Upload, tag_list, without_none
 from launcher.jobs.common import (
+    data_directories,
     image_uri,
     is_local_path,
     project_uri,
@@ -186,17 +187,18 @@ def channel_uri(config: Config, context: JobContext, name: str) -> str:
     return project_uri(config, context, "data", name, "")
 
 
-def uploads(config: Config, context: JobContext, directory: Path) -> list[tuple[Path, str]]:
-    """Local directories the job needs in S3, with their places there."""
+def uploads(config: Config, context: JobContext, directory: Path) -> list[Upload]:
+    """Local directories the job needs in S3."""
     training = config.training
-    pairs = [
-        (directory / channel.source, channel_uri(config, context, name))
+    found = [
+        Upload(directory / channel.source, channel_uri(config, context, name))
         for name, channel in training.channels.items()
         if is_local_path(channel.source)
     ]
     if training.code:
-        pairs.append((directory / training.code, project_uri(config, context, "code", context.job_name, "")))
-    return pairs
+        place = project_uri(config, context, "code", context.job_name, "")
+        found.append(Upload(directory / training.code, place, data_directories(config, directory)))
+    return found
 
 
 def environment(training: Training) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 from launcher.config import Config
 from launcher.config.transform import Transform
 from launcher.errors import ConfigError
-from launcher.jobs.api import ApiCall, JobContext, s3_join, tag_list
+from launcher.jobs.api import ApiCall, JobContext, Upload, s3_join, tag_list
 from launcher.jobs.common import is_local_path, project_uri, tags
 from launcher.jobs.hosts import transform_ami
 from launcher.jobs.model import ServedModel, model_call
@@ -74,12 +74,12 @@ def output_uri(config: Config, context: JobContext) -> str:
     return s3_join(base, context.job_name)
 
 
-def uploads(config: Config, context: JobContext, directory: Path) -> list[tuple[Path, str]]:
-    """The local directory the job reads, with its place in S3."""
+def uploads(config: Config, context: JobContext, directory: Path) -> list[Upload]:
+    """The local directory the job reads."""
     source = config.transform.input
     if not source or not is_local_path(source):
         return []
-    return [(directory / source, input_uri(config, context))]
+    return [Upload(directory / source, input_uri(config, context))]
 
 
 def _client_config(transform: Transform) -> dict[str, Any] | None:

@@ -39,6 +39,15 @@ def test_the_code_takes_the_place_of_what_was_there(archive, code, tmp_path):
         assert tar.extractfile("code/inference.py").read() == b"new"
 
 
+def test_links_are_packed_as_what_they_point_at(archive, code, tmp_path):
+    (code / "linked.py").symlink_to(code / "inference.py")
+    (code / "twice.py").hardlink_to(code / "inference.py")
+    packing.repack(archive, code, tmp_path / "out.tar.gz")
+    with tarfile.open(tmp_path / "out.tar.gz") as tar:
+        assert all(member.isreg() for member in tar.getmembers())
+        assert tar.extractfile("code/linked.py").read() == tar.extractfile("code/twice.py").read() == b"new"
+
+
 def in_the_middle(whole):
     """Bits of the deflate stream flipped; the gzip header is sound."""
     return whole[:60] + bytes(255 - byte for byte in whole[60:-60]) + whole[-60:]

@@ -6,7 +6,7 @@ from container.contract import BUILTIN_METRICS, metric_regex
 from launcher.config import Config
 from launcher.errors import ConfigError
 from launcher.jobs import training
-from launcher.jobs.api import ApiCall
+from launcher.jobs.api import ApiCall, Upload
 from launcher.validate import problems
 
 FULL = """
@@ -130,8 +130,8 @@ def test_a_local_channel_is_uploaded_to_a_place_of_the_projects_own(config, cont
     uris = {item["ChannelName"]: item["DataSource"]["S3DataSource"]["S3Uri"] for item in body["InputDataConfig"]}
     assert uris == {"train": "s3://bucket/digits/data/train/", "code": "s3://bucket/digits/code/digits-1/"}
     assert training.uploads(made, context, tmp_path) == [
-        (tmp_path / "images", uris["train"]),
-        (tmp_path / "src", uris["code"]),
+        Upload(tmp_path / "images", uris["train"]),
+        Upload(tmp_path / "src", uris["code"], without=(tmp_path / "images",)),
     ]
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from launcher.errors import ConfigError
 from launcher.jobs import transform
+from launcher.jobs.api import Upload
 from launcher.jobs.model import ServedModel
 from launcher.validate import problems
 
@@ -42,7 +43,7 @@ def test_every_option_at_once_makes_valid_requests(config, context, golden):
 def test_a_local_directory_is_uploaded_under_its_own_name(config, context, tmp_path):
     made = config("transform.input=data/test")
     assert transform.uploads(made, context, tmp_path) == [
-        (tmp_path / "data/test", "s3://bucket/digits/transform-input/test/")
+        Upload(tmp_path / "data/test", "s3://bucket/digits/transform-input/test/")
     ]
     _, call = transform.calls(made, context, MODEL)
     source = call.request["TransformInput"]["DataSource"]["S3DataSource"]

@@ -1,5 +1,6 @@
 """The default steps for whatever `model_fn` returned: arrays in, the model called, arrays out."""
 
+import functools
 import logging
 import re
 import sys
@@ -16,6 +17,7 @@ from container.serve.interface import Interface
 
 logger = logging.getLogger(__name__)
 
+TORCHS = ("torch", "torchvision", "_operator")
 EMBEDDINGS = ("Embedding", "EmbeddingBag")
 # How torch words that an input does not fit: a shape, a number of dimensions, a dtype.
 DOES_NOT_FIT = re.compile(
@@ -51,6 +53,11 @@ class ArrayModel:
         """Whether requests may be put together at all."""
         self._batches: dict[Hashable, bool] = {}
         """Per key whether a batch was seen to give the same rows as single requests; absent: not tried yet."""
+
+    @functools.cached_property
+    def only_torch(self) -> bool:
+        """Whether the module consists of torch's own layers, or is a program of torch's operators without loops."""
+        return self.is_module and _runs_only_torch(self.model)
 
     def decode(self, call: Call) -> Any:
         kind = codec.media_type(call.request.headers.get("content-type"))
@@ -172,6 +179,22 @@ def _floating_dtype(model: Any) -> Any:
         if kind in EMBEDDINGS or isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
             return None
     return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), None)
+
+
+def _runs_only_torch(model: Any) -> bool:
+    torch = sys.modules["torch"]
+    if isinstance(model, torch.jit.ScriptModule):  # a loop may end after one round or a thousand
+        graph = model.inlined_graph
+        return not any(graph.findAllNodes(node, recurse=True) for node in ("prim::Loop", "prim::PythonOp"))
+    for module in model.modules():
+        code = [type(module), *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        if "forward" in vars(module):
+            code.append(module.forward)
+        if isinstance(module, torch.fx.GraphModule):  # also an exported program
+            code += [node.target for node in module.graph.nodes if node.op == "call_function"]
+        if not all(getattr(part, "__module__", "").partition(".")[0] in TORCHS for part in code):
+            return False
+    return True
 
 
 def _unfit(error: RuntimeError | AssertionError) -> str | None:

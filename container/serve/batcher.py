@@ -5,12 +5,13 @@ that nothing is batched while a core could be idle. Requests of different shapes
 that fails is repeated request by request, so that a bad one fails alone.
 """
 
+import contextlib
 import logging
 import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 
 from container.serve.call import Call
@@ -139,7 +140,20 @@ class Batcher:
 
     def quiet_seconds(self) -> float:
         """How long nothing has been computed and nothing waits; 0 while something is."""
-        return 0.0 if any(self._computing) or self._queue.qsize() else time.monotonic() - self._last
+        return time.monotonic() - self._last if self.idle() else 0.0
+
+    @contextlib.contextmanager
+    def as_compute_thread(self) -> Iterator[None]:
+        """For what is so quick that the caller's own thread computes it."""
+        use_cores(self._torch_threads)
+        try:
+            yield
+        finally:
+            self._last = time.monotonic()
+
+    def idle(self) -> bool:
+        """Whether nothing is computed and nothing waits."""
+        return not (any(self._computing) or self._queue.qsize())
 
     def submit(self, call: Call) -> None:
         """Queue a call; `call.done` gets the answer on a compute thread.

@@ -38,6 +38,7 @@ class ImageClassifier:
         """Whether a bad line of CSV or JSON Lines gets a placeholder instead of failing the whole request."""
         self.device = device
         self.default_accept = default_accept
+        self.only_torch = True  # the network is one of torchvision's or ours
 
     def decode(self, call: Call) -> Any:
         """The request's images as the network's input, float32 [B, C, H, W] on the CPU.

@@ -1,15 +1,16 @@
 """The event loop's side of the core: requests go to the compute threads once per turn of the loop, answers come back.
 
-What one turn of the loop has read is handed over together, so that the compute threads are woken once for all of it.
-While the model is quick the loop then waits until all of it is answered, some milliseconds at most, and is woken once
-for all answers: threads that take turns for each request cost more than echoing it. A slow prediction cannot hold the
-loop longer than that. With several compute threads it does not wait: one of them could be idle while the request for it
-has not been read.
+What one turn of the loop has read and is known to be quick is answered at once (see `Quick`). The rest is handed over
+together, so that the compute threads are woken once for all of it. While the model is quick the loop then waits until
+all of it is answered, some milliseconds at most, and is woken once for all answers: threads that take turns for each
+request cost more than echoing it. A slow prediction cannot hold the loop longer than that. With several compute threads
+it does not wait: one of them could be idle while the request for it has not been read.
 """
 
 import asyncio
 import contextlib
 import math
+import sys
 import time
 from collections import deque
 from queue import Empty, SimpleQueue
@@ -81,6 +82,16 @@ class Front:
 
     def _hand_over(self) -> None:
         turn, self._turn = self._turn, []
+        self._awaited = sys.maxsize  # what is answered here wakes nobody
+        try:
+            turn = self._service.answer_at_once(turn)
+        finally:
+            self._awaited = 0
+        self._take_answers()
+        if turn:
+            self._hand_to_threads(turn)
+
+    def _hand_to_threads(self, turn: list[tuple[Call, str | None]]) -> None:
         waits = time.monotonic() >= self._wait_again
         if waits:
             self._awaited = len(turn)

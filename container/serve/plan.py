@@ -38,6 +38,7 @@ RECORD_PLACEHOLDERS = "SLIPWAY_RECORD_PLACEHOLDERS"  # a bad line gets a placeho
 MODEL_MEMORY_BYTES = "SLIPWAY_MODEL_MEMORY_BYTES"
 MAX_PROCESS_MEMORY_BYTES = "SLIPWAY_MAX_PROCESS_MEMORY_BYTES"
 PROCESSES_SHARE = 0.85  # of the memory is for the processes; one that takes more than its part of it is replaced
+QUICK_HANDLERS = "SLIPWAY_QUICK_HANDLERS"  # "true": the user's functions never wait; see quick.py
 PAGE = "SLIPWAY_PAGE"  # "true": a page to try the model with at /
 METRICS_VARIABLE = "SLIPWAY_METRICS"  # "false": nothing is counted
 MODEL_SERVER_TIMEOUT_SECONDS = "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS"

@@ -31,7 +31,8 @@ from container.serve.interface import Interface
 from container.serve.lines import NO_RECORDS
 from container.serve.model_files import ModelFile, ModelFileError, find_model_file, nothing_to_serve
 from container.serve.modules import PrivateModules
-from container.serve.plan import RECORD_PLACEHOLDERS, is_true
+from container.serve.plan import QUICK_HANDLERS, RECORD_PLACEHOLDERS, is_true
+from container.serve.quick import Quick
 from container.serve.sessions import SessionStore, closed_headers, opened_headers
 from container.serve.vision import import_torchvision
 
@@ -47,6 +48,10 @@ class Model(Protocol):
     default_accept: str
     device: str
     model: Any
+
+    @property
+    def only_torch(self) -> bool:
+        """Whether a prediction runs no code but torch's own, so that it never waits for anything."""
 
     def decode(self, call: Call) -> Any: ...
 
@@ -93,6 +98,7 @@ class Predictor:
         functions: UserFunctions,
         context_of: Callable[[Request], Context],
         sessions: SessionStore,
+        trusted: bool = False,
     ) -> None:
         self._sessions = sessions
         self.model = model
@@ -104,6 +110,9 @@ class Predictor:
             functions.input_fn or functions.predict_fn or functions.output_fn or functions.transform_fn
         )
         """Whether the user's functions take part in a request, and not only in loading the model."""
+        closed = trusted or (defaults.only_torch and not self._answers_itself)
+        self.quick = Quick(trusted) if closed and defaults.device == "cpu" else None
+        """Which inputs may be predicted on the event loop; None: none."""
 
     @functools.cached_property
     def memory_bytes(self) -> int:
@@ -266,7 +275,7 @@ def load_predictor(model_dir: Path, environ: Mapping[str, str], place: Place) ->
     model = defaults.model
     if functions.model_warmup_fn:
         functions.model_warmup_fn(str(model_dir), model, load_context)
-    return Predictor(model, defaults, functions, context_of, place.sessions)
+    return Predictor(model, defaults, functions, context_of, place.sessions, is_true(environ, QUICK_HANDLERS))
 
 
 def _find_model_file(model_dir: Path, environ: Mapping[str, str], functions: UserFunctions) -> ModelFile | None:

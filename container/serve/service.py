@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from container import contract
@@ -29,6 +29,7 @@ from container.serve.failures import classify
 from container.serve.health import Health, State
 from container.serve.metrics import INVOKE_MODEL_ROUTE, Metrics
 from container.serve.plan import ServerPlan
+from container.serve.quick import TURN_SECONDS
 from container.serve.registry import Registry
 
 if TYPE_CHECKING:  # it imports torch, and the server answers before that is done
@@ -63,6 +64,7 @@ class Service:
             if plan.decode_threads
             else None
         )
+        self._computes_at_once = plan.compute_threads == plan.torch_threads == 1 and not plan.decode_threads
         self._errors = itertools.count(1)
 
     # -- life
@@ -192,6 +194,32 @@ class Service:
         except ServeError as error:
             call.answer(error.response())
 
+    def answer_at_once(self, turn: list[tuple[Call, str | None]]) -> list[tuple[Call, str | None]]:
+        """Answer on this thread what is known to be quick; returns the rest, which is to be submitted.
+
+        Only while the compute thread has nothing to do: two threads would get in each other's way on one core.
+        """
+        predictor = self._predictor
+        if predictor is None or predictor.quick is None or not self._computes_at_once or not self._batcher.idle():
+            return turn
+        until = time.monotonic() + TURN_SECONDS
+        rest, ready = [], []
+        with self._batcher.as_compute_thread():
+            for call, model in turn:
+                if not predictor.quick.may_read(call) or time.monotonic() > until:
+                    rest.append((call, model))
+                    continue
+                call.predictor = predictor
+                if self._make_ready(call):
+                    ready.append(call)
+            for group in _groups(ready):
+                if predictor.quick.knows(group[0].key, _rows(group)) and time.monotonic() < until:
+                    self._predict(group)
+                else:
+                    rest.extend((call, None) for call in group)
+        tracing.enter(None)
+        return rest
+
     def waiting(self) -> int:
         """Requests that no thread has taken yet."""
         return self._batcher.waiting() + (self._ahead.waiting() if self._ahead else 0)
@@ -224,13 +252,13 @@ class Service:
         return BodyTooLarge(f"the body has {length} bytes, this server takes {self.plan.max_request_bytes}")
 
     def _compute(self, calls: Sequence[Call]) -> None:
-        groups: dict[Hashable, list[Call]] = {}
+        ready = []
         for call in calls:
             if call.cancelled:
                 call.release()
             elif call.decoded or self._make_ready(call):
-                groups.setdefault(call if call.key is None else (call.predictor, call.key), []).append(call)
-        for group in groups.values():
+                ready.append(call)
+        for group in _groups(ready):
             self._predict(group)
         tracing.enter(None)
 
@@ -249,12 +277,13 @@ class Service:
         if self.metrics is not None:
             self.metrics.batch(len(group))
         if len(group) > 1:
+            began = time.monotonic()
             try:
                 predictions = list(zip(group, _predictor_of(group[0]).predict(group), strict=True))
             except BaseException as error:  # which request is at fault shows when each is tried alone
                 logger.warning("a batch of %d failed (%s); trying its requests one by one", len(group), error)
             else:
-                predicted = time.monotonic()
+                predicted = _predicted(group, began)
                 for call, prediction in predictions:
                     call.predicted = predicted
                     self._finish(call, prediction)
@@ -263,8 +292,9 @@ class Service:
             self._attempt(call, self._predict_alone)
 
     def _predict_alone(self, call: Call) -> None:
+        began = time.monotonic()
         prediction = _predictor_of(call).predict([call])[0]
-        call.predicted = time.monotonic()
+        call.predicted = _predicted([call], began)
         if self._ahead:
             self._finish(call, prediction)
         else:
@@ -305,3 +335,24 @@ class Service:
 def _predictor_of(call: Call) -> "Predictor":
     assert call.predictor is not None
     return call.predictor
+
+
+def _groups(calls: Sequence[Call]) -> Iterable[list[Call]]:
+    """What may share a batch, together."""
+    groups: dict[Hashable, list[Call]] = {}
+    for call in calls:
+        groups.setdefault(call if call.key is None else (call.predictor, call.key), []).append(call)
+    return groups.values()
+
+
+def _rows(group: Sequence[Call]) -> int:
+    """How many rows a batch has; data without a batch key counts for one."""
+    return 1 if group[0].key is None else sum(len(call.data) for call in group)
+
+
+def _predicted(group: Sequence[Call], began: float) -> float:
+    """Now, after a prediction that the model's `Quick` learns from."""
+    now = time.monotonic()
+    if (quick := _predictor_of(group[0]).quick) is not None:
+        quick.saw(group[0].key, _rows(group), now - began)
+    return now

@@ -29,6 +29,13 @@ class Service:
         self.go.set()
         self.counted = []
         self.threads = []
+        self.quick = set()
+
+    def answer_at_once(self, turn):
+        for call, model in turn:
+            if model in self.quick:
+                call.answer(Response(200, model.encode()))
+        return [(call, model) for call, model in turn if model not in self.quick]
 
     def submit(self, call, model):
         def work():
@@ -87,6 +94,23 @@ def test_all_that_one_turn_asked_of_a_quick_model_is_answered_without_waking_the
     assert all(answers == [b"a", b"b", b"one"] for answers, _ in attempts)
     assert 0 in [woken for _, woken in attempts]
     assert service.counted == [200] * 60
+
+
+def test_what_is_answered_at_once_does_not_wait_for_the_rest_of_its_turn():
+    service = Service(compute_threads=2)  # the loop is woken for what a thread answers
+    service.quick = {"a", "b"}
+    service.go.clear()
+
+    async def drive(front):
+        a, slow, b = submit(front, "a", "slow", "b")
+        answers = await bodies([a, b])
+        assert not slow.taken.done()
+        service.go.set()
+        return answers + await bodies([slow])
+
+    (answers, woken) = run(service, drive)
+    assert answers == [b"a", b"b", b"slow"]
+    assert woken == 1
 
 
 def test_a_slow_answer_does_not_hold_the_loop():

@@ -4,11 +4,13 @@ Numbers that are not finite: JSON has none, so `NaN` in a JSON body is 400 and a
 and npy carry them in both directions. Whether a model accepts them is the model's business.
 """
 
+import codecs
 import csv
 import io
+import itertools
 import math
 import tokenize
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -37,6 +39,10 @@ RECORD_TYPES = (RECORDIO, TFRECORD)  # what batch transform's binary splits send
 ANSWER_TYPES = (*ARRAY_TYPES, RECORDIO)
 TEXT_LIMIT_BYTES = 128 * 1024 * 1024  # batch transform sends at most 100 MB
 NPY_HEADER_LIMIT = 10_000  # numpy's own limit for headers it calls safe
+CSV_FIELDS_AT_ONCE = 20_000  # as Python's objects, 40 bytes each and more, before they become an array
+LONGEST_REMEMBERED = 1024  # characters of an Accept header; a cache of longer ones could be filled with gigabytes
+LONGEST_TYPE = 255  # characters of a media type; RFC 6838 allows 127 on each side
+NUMBERS = {int, float, bool, np.ndarray}
 
 
 def sent_type(content_type: str | None) -> str:
@@ -55,7 +61,6 @@ def is_image(kind: str) -> bool:
     return kind == IMAGE or kind.startswith("image/")
 
 
-@lru_cache(maxsize=256)
 def negotiate(accept: str | None, offered: tuple[str, ...], default: str) -> str:
     """The offered type that the caller likes best.
 
@@ -67,6 +72,12 @@ def negotiate(accept: str | None, offered: tuple[str, ...], default: str) -> str
     Raises:
         NotAcceptable: nothing offered is acceptable.
     """
+    choose = _negotiate if len(accept or "") <= LONGEST_REMEMBERED else _negotiate.__wrapped__
+    return choose(accept, offered, default)
+
+
+@lru_cache(maxsize=256)
+def _negotiate(accept: str | None, offered: tuple[str, ...], default: str) -> str:
     fallback = default if default in offered else offered[0]
     for kind in preferences(accept):
         if kind == "*/*":
@@ -80,15 +91,25 @@ def negotiate(accept: str | None, offered: tuple[str, ...], default: str) -> str
     raise NotAcceptable(f"Accept {accept!r} names no format this model writes", known=list(offered))
 
 
-@lru_cache(maxsize=256)
 def preferences(accept: str | None) -> list[str]:
-    """Media types of an Accept header, best first, those with q=0 left out; `["*/*"]` where there is none."""
+    """Media types of an Accept header, best first, those with q=0 left out; `["*/*"]` where there is none.
+
+    What could not be sent back as the answer's Content-Type is left out, too.
+    """
+    return (_preferences if len(accept or "") <= LONGEST_REMEMBERED else _preferences.__wrapped__)(accept)
+
+
+@lru_cache(maxsize=256)
+def _preferences(accept: str | None) -> list[str]:
     ranked = []
     for position, part in enumerate((accept or "").split(",")):
         kind, _, parameters = part.partition(";")
         if kind.strip():
             ranked.append((-_quality(parameters), position, kind.strip().lower()))
-    return [kind for quality, _, kind in sorted(ranked) if quality < 0] if ranked else ["*/*"]
+    if not ranked:
+        return ["*/*"]
+    best_first = [kind for quality, _, kind in sorted(ranked) if quality < 0]
+    return [kind for kind in best_first if len(kind) <= LONGEST_TYPE and kind.isascii() and kind.isprintable()]
 
 
 def _quality(parameters: str) -> float:
@@ -149,33 +170,56 @@ def decode_csv(body: bytes, first: int = 1) -> np.ndarray:
         BadRequest: not UTF-8, no rows, rows of different length, or a field that is no number.
     """
     check_text_size(body)
+    rows = _csv_rows(bytes(body).removeprefix(codecs.BOM_UTF8))
+    head = next(rows, None)
+    if head is None:
+        raise BadRequest("the CSV body has no rows")
+    rows, at_once = itertools.chain([head], rows), max(1, CSV_FIELDS_AT_ONCE // len(head))
+    parts: list[np.ndarray] = []
+    number = first
+    while part := list(itertools.islice(rows, at_once)):
+        for position, row in enumerate(part, number):
+            if len(row) != len(head):
+                raise BadRequest(f"row {position} has {len(row)} fields, row {first} has {len(head)}")
+        parts.append(_csv_numbers(part, number))
+        number += len(part)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _csv_rows(body: bytes) -> Iterator[list[str] | list[bytes]]:
+    """The fields of each line that is not blank; they stay bytes where none is quoted, which numpy reads faster."""
+    if b'"' not in body:
+        if b"\r" in body:
+            body = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        yield from (line.split(b",") for line in io.BytesIO(body) if not line.isspace())
+        return
     try:
-        text = bytes(body).decode("utf-8-sig")
+        yield from (row for row in csv.reader(io.StringIO(body.decode())) if row)
     except UnicodeDecodeError as error:
         raise BadRequest(f"the CSV body is not UTF-8: {error}") from None
-    try:
-        rows = list(csv.reader(io.StringIO(text))) if '"' in text else [line.split(",") for line in text.splitlines()]
     except csv.Error as error:
         raise BadRequest(f"the CSV body cannot be read: {error}") from None
-    rows = [row for row in rows if row and row != [""]]
-    if not rows:
-        raise BadRequest("the CSV body has no rows")
-    for number, row in enumerate(rows, first):
-        if len(row) != len(rows[0]):
-            raise BadRequest(f"row {number} has {len(row)} fields, row {first} has {len(rows[0])}")
+
+
+def _csv_numbers(rows: Sequence[Sequence[str | bytes]], first: int) -> np.ndarray:
     try:
         return np.array(rows, dtype=np.float32)
     except (ValueError, OverflowError):
         raise BadRequest(_first_bad_field(rows, first)) from None
 
 
-def _first_bad_field(rows: Sequence[Sequence[str]], first: int) -> str:
+def _first_bad_field(rows: Sequence[Sequence[str | bytes]], first: int) -> str:
     for number, row in enumerate(rows, first):
-        for column, text in enumerate(row, 1):
+        for column, field in enumerate(row, 1):
             try:
-                float(text)
+                float(field)
             except ValueError:
-                return f"row {number}, field {column} of the CSV body is no number: {text[:40]!r}"
+                where = f"row {number}, field {column} of the CSV body"
+                try:
+                    text = field if isinstance(field, str) else field.decode()
+                except UnicodeDecodeError:
+                    return f"{where} is not UTF-8"
+                return f"{where} is no number: {text.strip()[:40]!r}"
     return "the CSV body holds something that is no number"
 
 
@@ -192,11 +236,10 @@ def decode_npy(body: bytes) -> np.ndarray:
     if start > NPY_HEADER_LIMIT:
         raise BadRequest(f"the npy header is {start} bytes long, the limit is {NPY_HEADER_LIMIT}")
     shape, fortran_order, dtype = _npy_header(bytes(body[:start]))
-    if len(body) != start + math.prod(shape) * dtype.itemsize:
-        raise BadRequest(
-            f"the npy header says {dtype} {list(shape)}, {math.prod(shape) * dtype.itemsize} bytes; "
-            f"the body has {len(body) - start}"
-        )
+    size = math.prod(shape) * dtype.itemsize
+    if len(body) != start + size:
+        said = f"{size} bytes" if size < 2**63 else "more than 8 EiB"  # Python refuses to print very long numbers
+        raise BadRequest(f"the npy header says {dtype} {str(shape)[:200]}, {said}; the body has {len(body) - start}")
     flat = np.frombuffer(body, dtype, offset=start) if math.prod(shape) else np.empty(0, dtype)
     try:
         return flat.reshape(shape[::-1]).T if fortran_order else flat.reshape(shape)
@@ -241,7 +284,8 @@ def decode_array(body: bytes, kind: str) -> Any:
     """
     if kind == JSON:
         value = decode_json(body)
-        return to_array(value["instances"] if isinstance(value, dict) and "instances" in value else value)
+        wrapped = isinstance(value, dict) and "instances" in value
+        return to_array(value["instances"] if wrapped else value, may_hold_text=body.count(b'"') > 2 * wrapped)
     if kind == NPY:
         return decode_npy(body)
     if kind == CSV:
@@ -264,9 +308,15 @@ def decode_records(body: bytes, kind: str) -> np.ndarray | list[bytes]:
     return records.decode(body, kind)
 
 
-def to_array(value: Any) -> Any:
-    """Nested lists of numbers as an array (floats as float32), anything else unchanged."""
-    if not isinstance(value, list):
+def to_array(value: Any, may_hold_text: bool = True) -> Any:
+    """Nested lists of numbers as an array (floats as float32), anything else unchanged.
+
+    Args:
+        value: a JSON value.
+        may_hold_text: whether to look through it for text first: numpy gives every element of a list the width of its
+            longest text, and a body of 60 kB would take a gigabyte.
+    """
+    if not isinstance(value, list) or (may_hold_text and not _holds_only_numbers(value)):
         return value
     try:
         array = np.array(value)
@@ -275,6 +325,16 @@ def to_array(value: Any) -> Any:
     if array.dtype.kind not in "biuf":
         return value
     return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def _holds_only_numbers(value: list[Any]) -> bool:
+    level = [value]
+    while level:  # no recursion: a body may nest a thousand of them
+        kinds = set(itertools.chain.from_iterable(map(type, part) for part in level))
+        if kinds - NUMBERS - {list}:
+            return False
+        level = [part for parts in level for part in parts if type(part) is list] if list in kinds else []
+    return True
 
 
 def encode_prediction(prediction: Any, kind: str) -> bytes:

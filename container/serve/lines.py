@@ -61,7 +61,7 @@ def _records(body: bytes, kind: str) -> Iterator[tuple[int, bytes]]:
 
 def decode_records(call: Call, kind: str) -> Any:
     """What a model is fed with of the good records: those of the shape that most of them have."""
-    good = read_records(call, kind, lambda record, number: value_of(record, number, kind))
+    good = read_records(call, kind, _Reader(len(call.request.body), kind))
     arrays = [codec.to_array(value) for _, _, value in good]
     shapes = [array.shape if isinstance(array, np.ndarray) else None for array in arrays]
     usual = Counter(shapes).most_common(1)[0][0] if shapes else None
@@ -73,6 +73,23 @@ def decode_records(call: Call, kind: str) -> Any:
         else:
             call.bad[index] = f"{what} {number} holds {_described(shape)}, most {what}s {_described(usual)}"
     return codec.to_array(values) if values else NO_RECORDS
+
+
+class _Reader:
+    """`value_of` for the records of one body, as long as their arrays are not many times its size."""
+
+    def __init__(self, sent: int, kind: str) -> None:
+        self._sent, self._kind = sent, kind
+        self._size = 0
+
+    def __call__(self, record: bytes, number: int) -> Any:
+        value = value_of(record, number, self._kind)
+        if isinstance(value, np.ndarray):
+            from container.serve.record_messages import check_size  # protobuf: for the few that send it
+
+            check_size(self._size + value.nbytes, self._sent, f"record {number} and those before it")
+            self._size += value.nbytes
+        return value
 
 
 def value_of(record: bytes, number: int, kind: str) -> Any:

@@ -4,7 +4,6 @@ The protobuf runtime reads the wire format; the messages are declared here, in a
 may import the toolkit's or TensorFlow's declarations of the same names beside them.
 """
 
-import contextlib
 import math
 from collections.abc import Mapping
 from functools import cache
@@ -20,7 +19,8 @@ Features = dict[str, "np.ndarray | list[bytes]"]
 """One record: what its features hold, by name."""
 
 DIMENSIONS_LIMIT = 63  # numpy has 64, and several records together need one more
-DENSE_LIMIT_BYTES = 512 * 1024**2  # a sparse record of a few bytes may announce any width
+DENSE_LIMIT_BYTES = 128 * 1024**2  # a sparse record of a few bytes may announce any width
+WIDENING = 8  # so many bytes an array has for each of a dense tensor's at most: a varint of one byte, an int64
 PACKAGE = "slipway.records"
 REPEATED, ONE_OF = "repeated", "one of"
 # Message -> field -> (number, type, how). A map is on the wire what a repeated message of key and value is.
@@ -104,13 +104,32 @@ def read_record(payload: bytes, number: int) -> Features:
         BadRequest: no such message, or a tensor whose shape and values disagree.
     """
     features: Features = {}
+    size = 0
     for entry in _parse("Record", payload, number).features:
         kind = entry.value.WhichOneof("kind")
         if kind == "bytes":
             features[entry.key] = list(entry.value.bytes.value)
         elif kind:
-            features[entry.key] = _tensor(getattr(entry.value, kind), DTYPES[kind], f"record {number}, {entry.key!r}")
+            array = _tensor(getattr(entry.value, kind), DTYPES[kind], f"record {number}, {entry.key!r}")
+            size += array.nbytes
+            check_size(size, len(payload), f"the features of record {number}")
+            features[entry.key] = array
     return features
+
+
+def check_size(size: int, sent: int, what: str) -> None:
+    """Refuse sparse tensors that say they are wide, one after another.
+
+    Args:
+        size: bytes of the arrays so far.
+        sent: bytes of the messages they come from.
+        what: they are, for the message to the caller.
+
+    Raises:
+        BadRequest: over `DENSE_LIMIT_BYTES`, and more than dense tensors could have made of what was sent.
+    """
+    if size > max(DENSE_LIMIT_BYTES, WIDENING * sent):
+        raise BadRequest(f"{what} take more than {DENSE_LIMIT_BYTES} bytes; send fewer")
 
 
 def _tensor(tensor: Any, dtype: type, where: str) -> np.ndarray:
@@ -121,6 +140,8 @@ def _tensor(tensor: Any, dtype: type, where: str) -> np.ndarray:
         if tensor.keys:
             raise BadRequest(f"{where}: sparse values (with keys) need a shape")
         return values
+    if len(shape) > DIMENSIONS_LIMIT:  # before they are multiplied: the product of very many takes minutes
+        raise BadRequest(f"{where}: {len(shape)} dimensions; an array can have {DIMENSIONS_LIMIT}")
     size = math.prod(shape)
     if not tensor.keys and len(values):
         if size != len(values):
@@ -137,10 +158,10 @@ def _tensor(tensor: Any, dtype: type, where: str) -> np.ndarray:
 
 
 def _shaped(values: np.ndarray, shape: list[int], where: str) -> np.ndarray:
-    if len(shape) <= DIMENSIONS_LIMIT:
-        with contextlib.suppress(ValueError, OverflowError):  # beside a zero an extent larger than an array can have
-            return values.reshape(shape)
-    raise BadRequest(f"{where}: no array can have the shape {str(shape)[:200]}")
+    try:
+        return values.reshape(shape)
+    except (ValueError, OverflowError):  # beside a zero an extent larger than an array can have
+        raise BadRequest(f"{where}: no array can have the shape {shape}") from None
 
 
 def write_record(labels: Mapping[str, Any]) -> bytes:

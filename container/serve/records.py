@@ -17,7 +17,7 @@ import numpy as np
 from container.recordio import MAGIC_BYTES, RecordIOError, frame, read_records
 from container.serve.codec import JSON, RECORDIO
 from container.serve.exchange import BadRequest, NotAcceptable
-from container.serve.record_messages import DENSE_LIMIT_BYTES, Features, read_example, read_record, write_record
+from container.serve.record_messages import Features, check_size, read_example, read_record, write_record
 
 # Which feature a model is fed with where a record has several: the algorithms' name first, then what people write.
 INPUT_NAMES = ("values", "features", "inputs", "x", "image/encoded", "image")
@@ -32,7 +32,7 @@ def decode(body: bytes, kind: str) -> "np.ndarray | list[bytes]":
     Raises:
         BadRequest: damaged framing or CRC, messages of another kind, or records that do not make one array.
     """
-    return _column(_features(payload, number, kind) for number, payload in payloads(body, kind))
+    return _column((_features(payload, number, kind) for number, payload in payloads(body, kind)), len(body))
 
 
 def value_of(payload: bytes, number: int, kind: str) -> "np.ndarray | list[bytes]":
@@ -125,8 +125,8 @@ def masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + CRC_MASK) & 0xFFFFFFFF
 
 
-def _column(records: Iterable[Features]) -> "np.ndarray | list[bytes]":
-    """The one feature the model is fed with, of all records."""
+def _column(records: Iterable[Features], sent: int) -> "np.ndarray | list[bytes]":
+    """The one feature the model is fed with, of all records, which came in so many bytes."""
     values: list[np.ndarray] = []
     files: list[bytes] = []
     name, size = "", 0
@@ -139,8 +139,7 @@ def _column(records: Iterable[Features]) -> "np.ndarray | list[bytes]":
             files += value
             continue
         size += value.nbytes
-        if size > DENSE_LIMIT_BYTES:
-            raise BadRequest(f"the first {number} records take more than {DENSE_LIMIT_BYTES} bytes; send fewer")
+        check_size(size, sent, f"the first {number} records")
         values.append(value)
         if value.shape != values[0].shape:
             raise BadRequest(f"record {number} has shape {list(value.shape)}, record 1 has {list(values[0].shape)}")

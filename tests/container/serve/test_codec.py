@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -70,6 +71,10 @@ def test_c133_csv_has_one_row_per_line_with_or_without_a_final_newline(body):
         (b"1,2\n3", "row 2 has 1 fields, row 1 has 2"),
         (b"1,2\n3,x", "row 2, field 2 of the CSV body is no number: 'x'"),
         (b"\xff\xfe", "not UTF-8"),
+        (b'"1",\xff', "not UTF-8"),
+        (b"1\n2\x0b3", r"row 2, field 1 of the CSV body is no number: '2\\x0b3'"),
+        (b"1,2\n" * 60_000 + b"x,2", "row 60001, field 1 of the CSV body is no number"),
+        (b"1,2\n" * 60_000 + b"\n1", "row 60001 has 1 fields, row 1 has 2"),
         (b'"1"\r2,3', "cannot be read: new-line character"),
         (b'"' + b"1" * 200_000 + b'"', "cannot be read: field larger than field limit"),
     ],
@@ -77,6 +82,53 @@ def test_c133_csv_has_one_row_per_line_with_or_without_a_final_newline(body):
 def test_c94_a_bad_csv_body_is_told_which_row(body, message):
     with pytest.raises(BadRequest, match=message):
         codec.decode_csv(body)
+
+
+@pytest.fixture
+def peak_memory():
+    """Bytes that Python and numpy held at most during a call, beyond what they held before."""
+
+    def measured(function, *arguments):
+        tracemalloc.start()
+        try:
+            function(*arguments)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    return measured
+
+
+def test_a_long_csv_body_is_never_in_memory_as_python_s_numbers(peak_memory):
+    """40 bytes and more each."""
+    body = b"1000,1000\n" * 60_000
+    assert codec.decode_csv(body).shape == (60_000, 2)
+    assert peak_memory(codec.decode_csv, body) < 8_000_000
+
+
+@pytest.mark.parametrize("other", [b'""', b"1", b"[]", b'{"a":1}'])
+@pytest.mark.parametrize("kind", ["application/json", "application/jsonlines"])
+def test_one_long_text_in_a_list_does_not_make_every_element_as_long(peak_memory, kind, other):
+    records = b"\n" if kind == "application/jsonlines" else b","
+    body = records.join([b'"' + b"x" * 30_000 + b'"', *[other] * 10_000])
+    body = body if kind == "application/jsonlines" else b"[" + body + b"]"
+    assert len(codec.decode_array(body, kind)) == 10_001
+    assert peak_memory(codec.decode_array, body, kind) < 10_000_000
+
+
+def test_hostile_accept_headers_do_not_stay_in_memory(peak_memory):
+    def ask():
+        for number in range(60):
+            accept = f"a/{number}, */*;q=0.5," + "b/c," * 2000
+            assert codec.negotiate(accept, codec.ANSWER_TYPES, codec.JSON) == codec.JSON
+
+    assert peak_memory(ask) < 3_000_000
+
+
+@pytest.mark.parametrize("accept", ["é/é", "text/\x01", "a/" + "b" * 300])
+def test_what_could_not_be_a_content_type_is_no_choice(accept):
+    assert codec.preferences(accept) == []
+    assert codec.preferences(f"{accept}, text/x;q=0.1") == ["text/x"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"NaN", b"[1,]", b"[" * 5000 + b"]" * 5000, b"\xff"])
@@ -141,6 +193,7 @@ def shaped(shape, dtype=b"<f4"):
             "no array can",
         ),
         (header(b"{'descr': '<f4', 'fortran_order': True, 'shape': (%d, 0)}\n" % 2**70), "no array can have the shape"),
+        (shaped(b"(%b, %b)" % (b"9" * 4000, b"9" * 4000)), "more than 8 EiB; the body has 0"),
         (header(b"{'descr': '<f16', 'fortran_order': False, 'shape': (1,)}\n") + bytes(16), "is refused"),
         (header(b"__import__('os')\n"), "cannot be read"),
         (header(b"(" * 9000), "cannot be read"),

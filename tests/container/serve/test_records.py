@@ -150,7 +150,7 @@ BROKEN_RECORDS = {
     "need a shape": [record(values=("float32_tensor", [1, 2], [0, 1], []))],
     "takes more than": [record(values=WIDE)],
     "outside of shape": [record(values=("int32_tensor", [1], [5], [5]))],
-    "no array can have the shape [1, 1": [record(values=("float32_tensor", [1], [], [1] * 64))],
+    "64 dimensions; an array can have 63": [record(values=("float32_tensor", [1], [], [1] * 64))],
     "no array can have the shape [0, 92": [record(values=("float32_tensor", [], [], [0, 2**63]))],
     "2 keys for 1 values": [record(values=("float64_tensor", [1], [0, 1], [5]))],
     "record 2 has no feature 'values'": [record(values=GOOD), record(other=GOOD)],
@@ -172,6 +172,28 @@ def test_records_that_would_fill_the_memory_are_refused():
     sparse = record(values=("float32_tensor", [1], [0], [width]))
     with pytest.raises(BadRequest, match="the first 3 records take more than"):
         codec.decode_array(framed(sparse, sparse, sparse), RECORDIO)
+
+
+def test_one_record_of_many_wide_features_is_refused():
+    wide = ("float32_tensor", [1], [0], [DENSE_LIMIT_BYTES // 8])
+    with pytest.raises(BadRequest, match="the features of record 1 take more than"):
+        codec.decode_array(framed(record(a=wide, b=wide, values=wide)), RECORDIO)
+
+
+def test_with_placeholders_the_records_that_would_fill_the_memory_get_one(open_door, user_model):
+    wide = record(values=("float32_tensor", [1], [0], [DENSE_LIMIT_BYTES // 8]))
+    model = user_model("def predict_fn(data, model): return [float(row.sum()) for row in data]")
+    door = open_door(model, {"SLIPWAY_RECORD_PLACEHOLDERS": "true"})
+    answer = door.request("POST", "/invocations", framed(wide, wide, wide), {"Content-Type": RECORDIO})
+    assert json.loads(answer.body)[:2] == [1.0, 1.0]
+    assert json.loads(answer.body)[2]["error"].startswith("record 3 and those before it take more than")
+
+
+def test_a_tensor_of_very_many_dimensions_is_refused_before_they_are_multiplied():
+    """The product of 100,000 extents is a number of two million digits, and takes a minute."""
+    shape = [2**63 + 1] * 100_000
+    with pytest.raises(BadRequest, match="100000 dimensions; an array can have 63"):
+        codec.decode_array(framed(record(values=("float32_tensor", [1], [], shape))), RECORDIO)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Which file of the model directory is the model, and of which format. Looks at names and bytes; imports no torch."""
 
+import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -15,6 +16,8 @@ MODEL_FILE = "SLIPWAY_MODEL_FILE"
 ALLOW_PICKLE = "SLIPWAY_ALLOW_PICKLE"
 SUFFIXES = (".pt", ".pth", ".pt2", ".ts", ".bin", ".ckpt", ".safetensors")
 ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
+LFS_POINTER = b"version https://git-lfs"  # "Git LFS Specification": how each pointer file begins,
+POINTER_BYTES = 1024  # and how long it may be
 SIGNATURE_HINT = (
     'add model.json beside it, such as {"architecture": "resnet18", "classes": ["cat", "dog"], "height": 224, '
     '"width": 224}, or write model_fn in code/inference.py, or save the model with torch.export or TorchScript'
@@ -75,7 +78,7 @@ def find_model_file(model_dir: Path, environ: Mapping[str, str]) -> ModelFile | 
     elif signature.is_file() and (model_dir / BUILT_IN_WEIGHTS).is_file():
         paths = [model_dir / BUILT_IN_WEIGHTS]
     else:
-        paths = sorted(path for path in model_dir.glob("*.*") if path.suffix in SUFFIXES and path.is_file())
+        paths = [path for path in _visible(model_dir) if path.suffix in SUFFIXES and path.is_file()]
     if len(paths) > 1:
         raise ModelFileError(
             "several-models",
@@ -94,9 +97,32 @@ def find_model_file(model_dir: Path, environ: Mapping[str, str]) -> ModelFile | 
     return found
 
 
+def _visible(directory: Path) -> list[Path]:
+    """What somebody put there: macOS packs a `._name` beside each file that has extended attributes."""
+    return sorted(path for path in directory.glob("*") if not path.name.startswith((".", "__MACOSX")))
+
+
 def weights_alone(path: Path) -> ModelFileError:
     """The failure of weights that nothing says the network of."""
-    return ModelFileError("no-signature", f"{path} holds weights, and nothing says of which network", SIGNATURE_HINT)
+    message = f"{path} holds weights, and nothing says of which network"
+    return ModelFileError("no-signature", message, misplaced_code(path.parent) or SIGNATURE_HINT)
+
+
+def misplaced_code(model_dir: Path) -> str:
+    """What to do with code that lies where it is not looked for; empty where there is none."""
+    code_dir = model_dir / "code"
+    if (model_dir / DEFAULT_PROGRAM).is_file():
+        return f"{DEFAULT_PROGRAM} lies beside the model: put it into code/, where it is looked for"
+    if (archive := model_dir / "code.zip").is_file() or (archive := model_dir / "code.tar.gz").is_file():
+        return f"{archive.name} is not unpacked: put its files into code/"
+    programs = [path.name for path in _visible(code_dir) if path.suffix == ".py"]
+    if programs:
+        return (
+            f"code/ holds {', '.join(programs[:8])} and no {DEFAULT_PROGRAM}: name the one with your functions so, or "
+            f"set SAGEMAKER_PROGRAM={programs[0]}"
+        )
+    nested = next((path for path in sorted(code_dir.glob(f"*/{DEFAULT_PROGRAM}"))), None)
+    return f"{nested.relative_to(model_dir)} lies one folder too deep: put it right into code/" if nested else ""
 
 
 def _put_in(model_dir: Path) -> str:
@@ -112,10 +138,8 @@ def identify(path: Path) -> Format:
     """
     with path.open("rb") as file:
         head = file.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        raise ModelFileError(
-            "bad-model", f"{path} is a Git LFS pointer, not the model", "run git lfs pull, then pack it"
-        )
+    if head.startswith(LFS_POINTER):
+        raise _pointer(path)
     if path.suffix == ".safetensors":
         return Format.SAFETENSORS
     if head.startswith(b"PK"):
@@ -127,6 +151,20 @@ def identify(path: Path) -> Format:
         f"{path} ({path.stat().st_size} bytes) is neither TorchScript, a torch.export program nor a torch.save file",
         f"pack the model anew, or set {MODEL_FILE} to the file that is the model",
     )
+
+
+def _pointer(path: Path) -> ModelFileError:
+    return ModelFileError("bad-model", f"{path} is a Git LFS pointer, not the file", "run git lfs pull, then pack it")
+
+
+def broken_files(model_dir: Path) -> Iterator[ModelFileError]:
+    """Files that whoever reads them cannot know to be broken: Git LFS pointers, and files of no bytes but `.py`."""
+    for path in sorted(model_dir.rglob("*")):
+        if path.is_file() and os.access(path, os.R_OK):
+            if path.stat().st_size == 0 and path.suffix != ".py":
+                yield ModelFileError("bad-model", f"{path} is empty", "pack it anew")
+            elif path.stat().st_size < POINTER_BYTES and path.read_bytes().startswith(LFS_POINTER):
+                yield _pointer(path)
 
 
 def _identify_archive(path: Path) -> Format:
@@ -152,15 +190,20 @@ def _identify_archive(path: Path) -> Format:
 
 def nothing_to_serve(model_dir: Path) -> ModelFileError:
     """The failure of a model directory in which there is neither a model nor code; says what is there instead."""
-    names = sorted(path.name for path in model_dir.iterdir()) if model_dir.is_dir() else []
+    there = _visible(model_dir)
+    names = [path.name for path in there]
     listing = "it holds " + ", ".join(names[:8]) if names else "it is empty"
-    message = f"{model_dir} holds neither a model file ({', '.join(SUFFIXES)}) nor code/inference.py: {listing}"
+    message = f"{model_dir} holds neither a model file ({', '.join(SUFFIXES)}) nor code/{DEFAULT_PROGRAM}: {listing}"
     fix = "put the model's files, or code/inference.py, into model.tar.gz without a folder around them"
     packed = next((name for name in names if name.endswith(ARCHIVES)), None)
-    if packed:
+    if misplaced := misplaced_code(model_dir):
+        fix = misplaced
+    elif packed:
         fix = f"{packed} lies inside of model.tar.gz: pack its files, not the archive"
-    elif DEFAULT_PROGRAM in names:
-        fix = f"put {DEFAULT_PROGRAM} into code/, where it is looked for"
-    elif len(names) == 1 and (model_dir / names[0]).is_dir():
-        fix = f"pack what lies in {names[0]}/, without that folder around it"
+    elif folder := next((path for path in there if path.is_dir() and (len(there) == 1 or _holds_a_model(path))), None):
+        fix = f"pack what lies in {folder.name}/, without that folder around it"
     return ModelFileError("no-model", message, fix)
+
+
+def _holds_a_model(folder: Path) -> bool:
+    return any(path.suffix in SUFFIXES or path.name == DEFAULT_PROGRAM for path in folder.rglob("*.*"))

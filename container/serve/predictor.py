@@ -20,7 +20,6 @@ from container.serve.array_model import ArrayModel
 from container.serve.call import Call
 from container.serve.exchange import HandlerFailed, NotFound, Request, Response
 from container.serve.handlers import (
-    DEFAULT_PROGRAM,
     Context,
     HandlerError,
     UserFunctions,
@@ -29,7 +28,7 @@ from container.serve.handlers import (
 )
 from container.serve.interface import Interface
 from container.serve.lines import NO_RECORDS
-from container.serve.model_files import ModelFile, ModelFileError, find_model_file, nothing_to_serve
+from container.serve.model_files import ModelFile, ModelFileError, find_model_file, misplaced_code, nothing_to_serve
 from container.serve.modules import PrivateModules
 from container.serve.plan import QUICK_HANDLERS, RECORD_PLACEHOLDERS, is_true
 from container.serve.quick import Quick
@@ -284,8 +283,8 @@ def _find_model_file(model_dir: Path, environ: Mapping[str, str], functions: Use
         found = find_model_file(model_dir, environ)
         if found is None:
             raise nothing_to_serve(model_dir)
-        if functions is NO_FUNCTIONS and (beside := model_dir / DEFAULT_PROGRAM).is_file():
-            logger.warning("%s is not used: code is looked for in %s", beside, model_dir / "code")
+        if functions is NO_FUNCTIONS and (advice := misplaced_code(model_dir)):
+            logger.warning("the model is served without code of yours: %s", advice)
         return found
     try:
         found = find_model_file(model_dir, environ)

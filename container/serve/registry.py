@@ -8,12 +8,14 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from container.serve import memory
+from container.serve.causes import classify
 from container.serve.exchange import (
     BadRequest,
     Conflict,
@@ -23,9 +25,10 @@ from container.serve.exchange import (
     Request,
     Response,
     ServeError,
+    Unavailable,
     json_response,
 )
-from container.serve.failures import classify, describe
+from container.serve.failures import describe
 from container.serve.plan import artifact_size
 from container.serve.requirements import RequirementsError
 
@@ -37,6 +40,8 @@ logger = logging.getLogger(__name__)
 PAGE = 100  # models in one answer to GET /models, and the most a caller may ask for
 NAME_LIMIT = 1024
 UNLOAD_SECONDS = 60  # an invocation may run so long; after it the model is let go while the last call still runs
+LOAD_WAIT_SECONDS = 60  # for another model's load; the invocation that wanted this one has timed out by then
+NUMBER_DIGITS = 15  # of what a caller may write where a page begins
 RESERVE = 0.05  # of the available memory: what requests need while they run
 
 
@@ -68,6 +73,8 @@ class Registry:
         self._changed = threading.Condition()
         self._numbers = itertools.count(1)
         self._one_load = threading.Lock()  # so that what the process grows by is this model's
+        self._loading = ("", 0.0)
+        """Which model loads now, and since when."""
         self._held_without_models: int | None = None
 
     def load(self, request: Request) -> Response:
@@ -78,27 +85,39 @@ class Registry:
             Conflict: the name is loaded, or being loaded.
             OutOfMemory: it would not fit, or did not; nothing stays behind.
             HandlerFailed: the model or its code is broken; nothing stays behind.
+            Unavailable: another model has been loading for too long.
         """
         name, directory, url = self._read_load(request)
         entry = Entry(url, next(self._numbers))
         with self._changed:
-            if name in self._entries:
-                raise Conflict(f"model {name!r} is loaded already")
+            if known := self._entries.get(name):
+                raise Conflict(f"model {name!r} is {'loaded already' if known.predictor else 'being loaded'}")
             self._entries[name] = entry
         try:
-            with self._one_load:
-                began = time.monotonic()
+            with self._turn(name) as began:
                 entry.predictor, grown = self._load_measured(directory)
         except BaseException as error:
             refusal = _load_failed(name, error)
         else:
             seconds = time.monotonic() - began
-            logger.info("model %s loaded from %s in %.2f s, %.1f MB", name, url, seconds, grown / 1e6)
+            logger.info("model %r loaded from %r in %.2f s, %.1f MB", name, url, seconds, grown / 1e6)
             return json_response(200, {"status": f"model {name} loaded"})
         with self._changed:
             del self._entries[name]
         memory.give_back()  # out here the error and what its frames held of the model are gone
         raise refusal
+
+    @contextmanager
+    def _turn(self, name: str) -> Iterator[float]:
+        """One load at a time; yields when it began."""
+        if not self._one_load.acquire(timeout=LOAD_WAIT_SECONDS):
+            other, since = self._loading
+            raise Unavailable(f"model {other!r} has been loading for {time.monotonic() - since:.0f} s; try again")
+        try:
+            self._loading = (name, time.monotonic())
+            yield self._loading[1]
+        finally:
+            self._one_load.release()
 
     def _load_measured(self, directory: Path) -> "tuple[Predictor, int]":
         """The model, and the bytes by which this process grew."""
@@ -128,16 +147,23 @@ class Registry:
         name, url = body["model_name"], body["url"]
         if not name or len(name) > NAME_LIMIT:
             raise BadRequest(f"model_name has {len(name)} characters; 1 to {NAME_LIMIT} are allowed")
-        if "\0" in url or not Path(url).resolve().is_relative_to(self._base.resolve()):
+        return name, self._directory(url), url
+
+    def _directory(self, url: str) -> Path:
+        try:
+            path = Path(url).resolve()
+            is_below, is_there = path.is_relative_to(self._base.resolve()), path.is_dir()
+        except (OSError, RuntimeError, ValueError):  # too long, a link to itself, a zero byte
+            raise BadRequest(f"url {url[:200]!r} is no path") from None
+        if not is_below:
             raise BadRequest(f"url {url[:200]!r} is not below {self._base}")
-        if not Path(url).is_dir():
+        if not is_there:
             raise BadRequest(f"url {url[:200]!r} is no directory")
-        return name, Path(url), url
+        return Path(url)
 
     def names(self, limit: str | None, token: str | None) -> Response:
         """`GET /models`: a page of them, in the order they were loaded, and the token of the next page."""
-        size = int(limit) if limit and limit.isdecimal() and 1 <= int(limit) <= PAGE else PAGE
-        after = int(token) if token and token.isdecimal() else 0
+        size, after = min(_number(limit) or PAGE, PAGE), _number(token)
         with self._changed:
             loaded = [
                 (entry.number, {"modelName": name, "modelUrl": entry.url})
@@ -168,7 +194,7 @@ class Registry:
             entry.predictor = None
         memory.give_back()
         memory.bound_growth(int(memory.available() * (1 - RESERVE)))
-        logger.info("model %s unloaded", name)
+        logger.info("model %r unloaded", name)
         return json_response(200, {"status": f"model {name} unloaded"})
 
     def borrow(self, name: str) -> "tuple[Predictor, Callable[[], None]]":
@@ -195,11 +221,16 @@ class Registry:
         return entry
 
 
+def _number(text: str | None) -> int:
+    """0 where it is none."""
+    return int(text) if text and text.isdecimal() and len(text) <= NUMBER_DIGITS else 0
+
+
 def _load_failed(name: str, error: BaseException) -> ServeError:
     """The answer to a load that failed; the log has the rest."""
     if isinstance(error, ServeError):
         return error.with_traceback(None)
-    logger.error("model %s: %s", name, describe(error), exc_info=error)
+    logger.error("model %r: %s", name, describe(error), exc_info=error)
     cause, fix = classify(error)
     if cause == "out-of-memory":
         return OutOfMemory("memory ran out while the model was loaded")

@@ -219,7 +219,7 @@ class Gunicorn(BaseApplication):
             predictor = load.serve_model(service, self.opt_ml.model, self.device(), os.environ)
         except BaseException as error:
             try:
-                if self.health.fail(failures.describe(error)):  # else another process has said it
+                if self.health.fail(failures.describe(error, self.opt_ml.model)):  # else another process has said it
                     logger.info("the model could not be loaded", exc_info=error)
                 self.health.mark(self.slot, State.FAILED)
                 logging.shutdown()

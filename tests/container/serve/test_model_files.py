@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from container.model import ModelFormatError, build_network
-from container.serve.failures import classify
+from container.serve.causes import classify
 from container.serve.load import place_of
 from container.serve.model_files import Format, ModelFileError, find_model_file, identify
 from container.serve.plan import Machine, plan_server
@@ -311,12 +311,35 @@ def test_an_archive_or_a_folder_in_the_model_directory_is_pointed_at(tmp_path):
     assert "model.tar.gz lies inside of model.tar.gz" in failure(tmp_path)[2]
 
 
-def test_code_beside_the_model_instead_of_in_its_directory_is_pointed_at(tmp_path, caplog):
-    (tmp_path / "inference.py").write_text("def predict_fn(data, model): return 1")
-    assert failure(tmp_path)[2] == "put inference.py into code/, where it is looked for"
+@pytest.mark.parametrize(
+    ("place", "advice"),
+    [
+        ("inference.py", "inference.py lies beside the model: put it into code/, where it is looked for"),
+        ("code/predict.py", "code/ holds predict.py and no inference.py: name the one with your functions so, or set"),
+        ("code/code/inference.py", "code/code/inference.py lies one folder too deep: put it right into code/"),
+        ("code.zip", "code.zip is not unpacked: put its files into code/"),
+    ],
+)
+def test_code_that_lies_where_it_is_not_looked_for_is_pointed_at(tmp_path, caplog, place, advice):
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_text("def predict_fn(data, model): return 1")
+    assert failure(tmp_path)[2].startswith(advice)
+    save(tmp_path / "net.pt", "state_dict", network())
+    assert failure(tmp_path)[2].startswith(advice)
     save(tmp_path / "net.pt", "script", network())
     load(tmp_path)
-    assert f"inference.py is not used: code is looked for in {tmp_path / 'code'}" in caplog.text
+    assert f"the model is served without code of yours: {advice}" in caplog.text
+
+
+def test_what_macos_packs_beside_each_file_is_no_model(tmp_path):
+    save(tmp_path / "net.pt", "script", network())
+    for name in ("._net.pt", ".DS_Store", "._code"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    load(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "net.pt").rename(tmp_path / "model" / "net.pt")
+    (tmp_path / "README.md").touch()
+    assert failure(tmp_path)[2] == "pack what lies in model/, without that folder around it"
 
 
 def test_a_signature_without_a_model_is_said(tmp_path):

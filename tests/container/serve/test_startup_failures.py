@@ -14,7 +14,8 @@ import torch
 
 from container.model import build_network
 from container.serve import failures
-from container.serve.failures import CAUSES, told_while_slow
+from container.serve.causes import CAUSES
+from container.serve.failures import told_while_slow
 from container.serve.load import place_of
 from container.serve.plan import Machine, plan_server
 from container.serve.predictor import load_predictor
@@ -57,6 +58,18 @@ HANDLERS = [
     ("import sys; sys.exit(0)", "exit", "SystemExit: 0"),
     ("import os; os._exit(0)", "died", "ended with status 0 while it loaded"),
     ("import os; os._exit(3)", "died", "ended with status 3 while it loaded"),
+    (
+        "import os, http.server as h\nh.HTTPServer(('', int(os.environ['SAGEMAKER_BIND_TO_PORT'])), None)",
+        "bad-handler",
+        "inference.py:2: OSError: [Errno 98] Address already in use; fix: this server listens there already",
+    ),
+    ("import os\nos.environ['BUCKET']", "bad-setting", "inference.py:2: KeyError: 'BUCKET'; fix: set BUCKET in"),
+    ("open('inference.py')", "missing-file", "fix: it is code/inference.py of the model: os.path.join(os.path.dirname"),
+    (
+        "def model_fn(model_dir):\n    assert len(model_dir) == 1",
+        "handler-error",
+        "Error: assert len(model_dir)",
+    ),
     ("import urllib.request as u; u.urlopen('http://127.0.0.1:9/m')", "no-network", "URLError"),
 ]
 
@@ -282,7 +295,9 @@ def test_every_class_of_failure_is_in_the_documents_table():
         cause for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for cause in re.findall(r"`([\w-]+)`", row)
     }
     raised = {
-        cause for file in ("model_files", "model_loader", "failures") for cause in causes_in(SERVE / f"{file}.py")
+        cause
+        for file in ("model_files", "model_loader", "failures", "causes")
+        for cause in causes_in(SERVE / f"{file}.py")
     }
     assert documented == set(CAUSES) | raised
 

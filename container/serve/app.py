@@ -5,10 +5,11 @@ from pathlib import Path
 
 import flask
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import PathConverter
 
 from container import contract
 from container.serve import tracing
-from container.serve.exchange import MethodNotAllowed, NotFound, Request, Response, ServeError
+from container.serve.exchange import MethodNotAllowed, NotFound, Request, Response, ServeError, json_response
 from container.serve.metrics import (
     INVOKE_MODEL_ROUTE,
     METRICS_ROUTE,
@@ -28,13 +29,21 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
-RULES = {"/models/<path:name>": MODEL_ROUTE, "/models/<path:name>/invoke": INVOKE_MODEL_ROUTE}
+RULES = {"/models/<name:name>": MODEL_ROUTE, "/models/<name:name>/invoke": INVOKE_MODEL_ROUTE}
+
+
+class ModelName(PathConverter):
+    """Whatever a caller calls a model: with slashes at either end, and line feeds."""
+
+    regex = "(?s:.+?)"
+    part_isolating = False  # it matches across slashes
 
 
 def create_app(service: Service) -> flask.Flask:
     """All routes over `service`."""
     app = flask.Flask("slipway", static_folder=None)
     app.url_map.merge_slashes = False  # a model's name may hold any characters
+    app.url_map.converters["name"] = ModelName
 
     @app.route(contract.HEALTH_PATH, methods=READ_METHODS)
     def ping() -> flask.Response:
@@ -126,11 +135,18 @@ def add_error_answers(app: flask.Flask) -> None:
 
     @app.errorhandler(HTTPException)
     def no_route(error: HTTPException) -> flask.Response:
+        if error.code == 404:
+            return answer(NotFound(f"nothing is served at {flask.request.path[:200]!r}").response())
         if error.code == 405:
             allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
-            message = f"{flask.request.method} is not served at {flask.request.path}"
+            message = f"{flask.request.method} is not served at {flask.request.path[:200]!r}"
             return answer(MethodNotAllowed(message).response((("Allow", allowed),)))
-        return answer(NotFound(f"nothing is served at {flask.request.path[:200]!r}").response())
+        return answer(json_response(error.code or 500, {"error": error.description}))
+
+    @app.errorhandler(Exception)
+    def failed(error: Exception) -> flask.Response:
+        app.logger.error("%s %s failed", flask.request.method, flask.request.path[:200], exc_info=error)
+        return answer(ServeError("the server failed; the log has the reason").response())
 
 
 def add_model_routes(app: flask.Flask, service: Service, registry: Registry) -> None:
@@ -144,15 +160,15 @@ def add_model_routes(app: flask.Flask, service: Service, registry: Registry) -> 
     def names() -> flask.Response:
         return answer(registry.names(flask.request.args.get("limit"), flask.request.args.get("next_page_token")))
 
-    @app.get("/models/<path:name>")
+    @app.get("/models/<name:name>")
     def describe(name: str) -> flask.Response:
         return answer(registry.describe(name))
 
-    @app.delete("/models/<path:name>")
+    @app.delete("/models/<name:name>")
     def unload(name: str) -> flask.Response:
         return answer(registry.unload(name))
 
-    @app.post("/models/<path:name>/invoke")
+    @app.post("/models/<name:name>/invoke")
     def invoke_model(name: str) -> flask.Response:
         return invoke(service, name)
 

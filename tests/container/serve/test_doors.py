@@ -15,6 +15,7 @@ from torchvision.io import encode_jpeg, encode_png
 from container.model import load_model, normalize
 from container.serve.array_model import ArrayModel
 from container.serve.plan import Machine
+from container.serve.service import Service
 
 JSON = {"Content-Type": "application/json"}
 
@@ -514,3 +515,11 @@ def test_the_production_server_and_flask_under_another_server_give_one_answer(
         answers.append((answer.status, found, text))
         connection.close()
     assert answers[0] == answers[1]
+
+
+def test_an_error_of_the_server_s_own_is_a_500_and_its_trace_is_in_the_log(door, monkeypatch, caplog):
+    monkeypatch.setattr(Service, "execution_parameters", lambda self: 1 / 0)
+    answer = door.request("GET", "/execution-parameters")
+    assert (answer.status, json.loads(answer.body)) == (500, {"error": "the server failed; the log has the reason"})
+    assert "GET /execution-parameters failed" in caplog.text
+    assert "ZeroDivisionError" in caplog.text

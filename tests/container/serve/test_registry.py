@@ -187,6 +187,8 @@ def test_c124_paging_returns_each_of_250_models_once(door, open_models, monkeypa
     assert seen == [f"m{number}" for number in range(250)]
     assert len(names(door, "?limit=7")) == 7
     assert len(names(door, "?limit=1000")) == registry_module.PAGE
+    for odd in ("limit=0", "limit=-1", f"limit={'9' * 5000}", "limit=%C2%B2", f"next_page_token={'9' * 5000}"):
+        assert len(names(door, f"?{odd}")) == registry_module.PAGE
 
 
 def test_c124_a_model_unloaded_between_two_pages_hides_no_other(door, open_models):
@@ -199,7 +201,9 @@ def test_c124_a_model_unloaded_between_two_pages_hides_no_other(door, open_model
     assert names(door, f"?next_page_token={page['nextPageToken']}") == ["c", "d"]
 
 
-@pytest.mark.parametrize("name", ["a/b", "a.tar.gz", "f" * 64, "..", "a%b", "é ü", "a//b", "x/invoke"])
+@pytest.mark.parametrize(
+    "name", ["a/b", "a.tar.gz", "f" * 64, "..", "a%b", "é ü", "a//b", "x/invoke", "a\nb", "/", "/a/"]
+)
 def test_c125_any_name_survives_the_round_trip(open_models, kind, name):
     url = json.loads(open_models.write("plain", ECHO))["url"]
     door = open_models.open(kind)
@@ -355,7 +359,8 @@ def test_c127_out_of_memory_in_an_invocation_is_507(door, open_models):
         (b'{"model_name": "", "url": "/x"}', "0 characters"),
         (b'{"model_name": "a", "url": "/etc"}', "is not below"),
         (b'{"model_name": "a", "url": "../../etc"}', "is not below"),
-        (b'{"model_name": "a", "url": "\\u0000"}', "is not below"),
+        (b'{"model_name": "a", "url": "\\u0000"}', "is no path"),
+        (b'{"model_name": "a", "url": "' + b"x" * 5000 + b'"}', "is no path"),
     ],
 )
 def test_a_malformed_load_is_400(door, body, message):
@@ -367,6 +372,10 @@ def test_a_malformed_load_is_400(door, body, message):
 def test_a_load_from_a_directory_that_is_not_there_is_400(door, open_models):
     answer = door.request("POST", "/models", open_models.body("absent"), JSON)
     assert (answer.status, "is no directory" in json.loads(answer.body)["error"]) == (400, True)
+    (open_models.base / "loop").symlink_to("loop")
+    loop = json.dumps({"model_name": "a", "url": str(open_models.base / "loop")}).encode()
+    answer = door.request("POST", "/models", loop, JSON)
+    assert (answer.status, "is no path" in json.loads(answer.body)["error"]) == (400, True)
 
 
 @pytest.mark.parametrize("code", ["1 / 0", "def predict_fn(): pass", "import sys; sys.exit(1)", ""])
@@ -380,3 +389,37 @@ def test_a_broken_model_is_500_without_its_trace_and_leaves_nothing(door, open_m
 
 def test_in_single_model_mode_there_are_no_model_routes(open_door, artifact):
     assert open_door(artifact).request("GET", "/models").status == 404
+
+
+def test_while_a_load_does_not_end_others_are_told_and_everything_else_goes_on(
+    open_models, kind, in_background, monkeypatch
+):
+    monkeypatch.setattr(registry_module, "LOAD_WAIT_SECONDS", 0.2)
+    door = open_models.open(kind)
+    assert door.request("POST", "/models", open_models.write("echo", ECHO), JSON).status == 200
+    began, gate = open_models.base / "began", open_models.base / "gate"
+    endless = open_models.write(
+        "endless",
+        f"""
+        import pathlib, time
+        pathlib.Path({str(began)!r}).touch()
+        while not pathlib.Path({str(gate)!r}).exists():
+            time.sleep(0.01)
+        """,
+    )
+    loading = in_background(door.request, "POST", "/models", endless, JSON)
+    other = open_models.write("other", ECHO)
+    while not began.exists():
+        time.sleep(0.01)
+    answer = door.request("POST", "/models", endless, JSON)
+    assert answer.status == 409
+    assert json.loads(answer.body) == {"error": "model 'endless' is being loaded"}
+    answer = door.request("POST", "/models", other, JSON)
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert re.fullmatch(r"model 'endless' has been loading for \d+ s; try again", json.loads(answer.body)["error"])
+    assert names(door) == ["echo"]
+    assert door.request("POST", "/models/echo/invoke", b"1", JSON).status == 200
+    assert door.request("DELETE", "/models/echo").status == 200
+    gate.touch()
+    assert loading().status == 500, "a model without functions"
+    assert door.request("POST", "/models", other, JSON).status == 200

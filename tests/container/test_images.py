@@ -3,6 +3,9 @@
 import io
 import random
 import struct
+import subprocess
+import sys
+import threading
 import zlib
 
 import numpy as np
@@ -107,6 +110,77 @@ def test_a_header_that_announces_gigabytes_is_refused():
 def test_an_animation_is_refused(kind):
     with pytest.raises(ImageError, match="animation"):
         decode_image(encoded(kind, frames=3, **({"lossless": True} if kind == "WEBP" else {})), 3)
+
+
+def test_of_several_pictures_in_one_jpeg_the_first_is_meant():
+    """Telephones put a depth map or a second exposure behind the photograph."""
+    first, second = (Image.new("L", size, shade) for size, shade in (((11, 7), 200), ((5, 5), 10)))
+    buffer = io.BytesIO()
+    first.save(buffer, "MPO", save_all=True, append_images=[second])
+    image = decode_image(buffer.getvalue(), 3)
+    assert (image.shape, image.unique().tolist()) == ((3, 7, 11), [200])
+
+
+@pytest.mark.parametrize("progressive", [True, False])
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(progressive):
+    """Fourteen bytes a scan, and every one goes over all pixels: minutes for a body of some kilobytes."""
+    body = encoded("JPEG", size=(4000, 4000), quality=10, progressive=progressive)
+    scan = body[body.rfind(b"\xff\xda") : -2][:14]
+    with pytest.raises(ImageTooLarge, match="4000 x 4000 pixels in 10"):
+        decode_image(body[:-2] + scan * 1000 + body[-2:], 3)
+    assert decode_image(body, 3).shape == (3, 4000, 4000)
+
+
+def run_length_encoded(width: int, height: int, data: bytes) -> bytes:
+    start = 14 + 40 + 1024
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(data), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + header + bytes(1024) + data
+
+
+def test_a_compressed_bmp_whose_lines_end_early_is_refused():
+    """Pillow fills a line byte by byte."""
+    with pytest.raises(ImageError, match="a compressed BMP is not read"):
+        decode_image(run_length_encoded(50_000_000, 1, b"\x01\x00\x00\x00"), 3)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("P", 3), ("RGBA", 1), ("I;16", 1)])
+def test_an_image_of_several_strips_keeps_its_pixels(monkeypatch, mode, channels):
+    body = noise("PNG", mode)
+    whole = decode_image(body, channels)
+    for pixels in (1, 13 * 2, 13 * 4):  # of rows that are 13 long
+        monkeypatch.setattr(images, "STRIP_PIXELS", pixels)
+        assert torch.equal(decode_image(body, channels), whole)
+
+
+def test_an_image_is_decoded_without_a_copy_of_it():
+    """Pillow's own memory is 4 bytes a pixel, the result's 3."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4000, 4000)).save(buffer, "PNG")
+    code = (
+        "import pathlib, sys; from container.images import decode_image\n"
+        "def peak(): return int(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
+        "before = peak(); decode_image(sys.stdin.buffer.read(), 3); print(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=buffer.getvalue(), capture_output=True, check=True)
+    assert int(done.stdout) * 1024 < 10 * 16_000_000
+
+
+def test_large_images_wait_for_each_other_and_small_ones_for_nobody():
+    room, order, entered = images.Room(100_000_000), [], threading.Event()
+
+    def second():
+        entered.set()
+        with room.taken(60_000_000):
+            order.append("second")
+
+    with room.taken(50_000_000):
+        thread = threading.Thread(target=second)
+        thread.start()
+        entered.wait(30)
+        with room.taken(50_000_000), room.taken(images.SMALL_PIXELS):
+            order.append("first")
+    thread.join(30)
+    assert order == ["first", "second"]
 
 
 @pytest.mark.parametrize(

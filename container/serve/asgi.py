@@ -15,7 +15,7 @@ from container.serve.bidirectional import Conversations
 from container.serve.call import Call
 from container.serve.exchange import Request, Response
 from container.serve.front import Front
-from container.serve.metrics import INVOKE_MODEL_ROUTE
+from container.serve.metrics import INVOKE_MODEL_ROUTE, MODELS_ROUTE
 from container.serve.service import Service
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-FLASK_THREADS = 16  # management routes: rare, but a load may hold one for minutes, and predictions need none
+FLASK_THREADS = 8  # of the routes that read; predictions need none
+MODEL_THREADS = 16  # a load may take minutes, and an unload waits for running requests
 STREAM_THREADS = 32  # streams that are produced at the same time
 
 
@@ -36,7 +37,9 @@ class Door:
         self.service = service
         self.draining = False
         """Set at shutdown: every answer then asks its client to open no further request on the connection."""
-        self._flask: Any = WSGIMiddleware(_terminated(create_app(service)), workers=FLASK_THREADS)
+        app = _terminated(create_app(service))
+        self._flask: Any = WSGIMiddleware(app, workers=FLASK_THREADS)
+        self._models: Any = WSGIMiddleware(app, workers=MODEL_THREADS)
         self.conversations = Conversations(service)
         self._streams = ThreadPoolExecutor(STREAM_THREADS, thread_name_prefix="stream")
         self._front: Front | None = None
@@ -58,6 +61,8 @@ class Door:
             await self._invoke(scope, receive, send, model)
         elif path == contract.HEALTH_PATH and scope["method"] in ("GET", "POST"):
             await self.send(self.ping(), receive, send)
+        elif path.startswith(MODELS_ROUTE) and scope["method"] != "GET":
+            await self._models(scope, receive, send)
         else:
             await self._flask(scope, receive, send)
 

@@ -1,10 +1,12 @@
 """The multi-model contract, through both doors."""
 
+import contextlib
 import gc
 import json
 import linecache
 import re
 import shutil
+import socket
 import sys
 import textwrap
 import threading
@@ -423,3 +425,29 @@ def test_while_a_load_does_not_end_others_are_told_and_everything_else_goes_on(
     gate.touch()
     assert loading().status == 500, "a model without functions"
     assert door.request("POST", "/models", other, JSON).status == 200
+
+
+def test_models_that_load_for_ever_leave_the_list_and_the_metrics_alone(start_server, tmp_path):
+    server = start_server(SAGEMAKER_MULTI_MODEL="true")
+    code = tmp_path / "ml0" / "models" / "endless" / "model" / "code"
+    code.mkdir(parents=True)
+    (code / "inference.py").write_text("import time\ntime.sleep(10_000)")
+    server.wait_ready()
+
+    def open_files():
+        text = server.request("GET", "/metrics", timeout=20).body.decode()
+        return float(re.search(r"^slipway_process_open_fds\S* (\S+)$", text, re.MULTILINE)[1])
+
+    before = open_files()
+    with contextlib.ExitStack() as connections:
+        for number in range(30):  # more than any pool has threads
+            body = json.dumps({"model_name": f"m{number}", "url": str(code.parent)}).encode()
+            connection = connections.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            connection.sendall(b"POST /models HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        deadline = time.monotonic() + 30
+        while open_files() < before + 30:
+            assert time.monotonic() < deadline
+        for path in ("/models", "/openapi.json", "/ping"):
+            assert server.request("GET", path, timeout=20).status == 200, path
+    server.process.kill()  # it would wait for the loads
+    server.process.wait()

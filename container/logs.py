@@ -1,5 +1,6 @@
 """Log lines on standard output, which CloudWatch reads: as text, or one JSON object a line."""
 
+import io
 import json
 import logging
 import sys
@@ -19,6 +20,8 @@ def configure(environ: Mapping[str, str], level: str | int, fields: Callable[[],
         level: a number such as 20, also as text, or a name.
         fields: what else belongs to the record at hand (whose request it is about); called in the thread that logs.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # else what user code prints comes 8 KB later, or never
     handler = logging.StreamHandler(sys.stdout)
     as_json = (environ.get(contract.LOG_FORMAT) or "text").strip().lower() == "json"
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter(TEXT))

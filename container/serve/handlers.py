@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -174,7 +175,7 @@ def _import(path: Path) -> ModuleType:
     directory = str(path.parent)
     if directory not in sys.path:
         sys.path.insert(0, directory)
-    name = MODULE_PREFIX + path.stem
+    name = _module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise HandlerError(f"{path} is no Python file: give it a name that ends in .py")
@@ -182,6 +183,13 @@ def _import(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look their module up here
     spec.loader.exec_module(module)
     return module
+
+
+def _module_name(path: Path) -> str:
+    """The file's own name, by which pickles and spawned processes import it, unless a package has that name."""
+    packages = [directory for directory in sys.path if "-packages" in directory]
+    taken = path.stem in (*sys.stdlib_module_names, "container") or PathFinder.find_spec(path.stem, packages)
+    return MODULE_PREFIX + path.stem if taken else path.stem
 
 
 def _with_context(function: Any, name: str, path: Path) -> Handler:

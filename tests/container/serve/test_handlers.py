@@ -62,10 +62,28 @@ def test_c107_transform_fn_beside_a_function_it_replaces_is_an_error(program):
         load_functions(program(code))
 
 
-def test_the_users_module_does_not_take_another_modules_name(program):
-    load_functions(program("import sys\ndef predict_fn(data, model): pass"))
-    assert "inference" not in sys.modules
-    assert "slipway_user_inference" in sys.modules
+@pytest.fixture
+def no_modules_stay():
+    path, modules = list(sys.path), dict(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - set(modules):
+        del sys.modules[name]
+
+
+def test_the_users_file_is_imported_once_and_found_by_its_own_name(tmp_path, no_modules_stay):
+    """Pickles of its classes, spawned processes and modules beside it name it so; it runs once all the same."""
+    (tmp_path / "slipway_serve_it.py").write_text("import beside\ndef predict_fn(data, model): return beside.it\n")
+    (tmp_path / "beside.py").write_text("import slipway_serve_it as it\n")
+    functions = load_functions(tmp_path / "slipway_serve_it.py")
+    assert functions.predict_fn("d", "m", "c") is sys.modules["slipway_serve_it"]
+
+
+def test_the_users_file_does_not_take_another_modules_name(tmp_path, no_modules_stay):
+    (tmp_path / "json.py").write_text("def predict_fn(data, model): pass")
+    load_functions(tmp_path / "json.py")
+    assert "predict_fn" not in vars(sys.modules["json"])
+    assert "slipway_user_json" in sys.modules
 
 
 def test_c107_the_program_is_found_in_the_model_directory_or_where_it_was_submitted(tmp_path):

@@ -24,8 +24,9 @@ endif
 images: install
 	$(BIN)/python -m launcher build $(IMAGE_SETTINGS)
 
+# Side by side: tests/conftest.py says how many. `.venv/bin/python -m pytest tests/x.py::test_y` by hand runs one after the other.
 test: install
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

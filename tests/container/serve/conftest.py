@@ -237,14 +237,32 @@ class Server:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
 
-    def stop(self):
+    def leave(self):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+
+    def stop(self):
+        self.leave()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def leaving():
+    """Tells servers to end. They take a second for it, which no test need wait for."""
+    left = []
+
+    def leave(servers):
+        for server in servers:
+            server.leave()
+        left[:] = [server for server in (*left, *servers) if server.process.poll() is None]
+
+    yield leave
+    for server in left:
+        server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -260,8 +278,8 @@ def production_server(artifact, tmp_path_factory):
 
 
 @pytest.fixture
-def start_server(tmp_path):
-    """Starts a server on a model directory; stopped when the test ends."""
+def start_server(tmp_path, leaving):
+    """Starts a server on a model directory; told to end when the test ends."""
     servers = []
 
     def start(model_dir=None, **environ):
@@ -273,12 +291,11 @@ def start_server(tmp_path):
         return servers[-1]
 
     yield start
-    for server in servers:
-        server.stop()
+    leaving(servers)
 
 
 @pytest.fixture(scope="module")
-def shared_server(tmp_path_factory):
+def shared_server(tmp_path_factory, leaving):
     """Starts a server on the code of an inference.py, for all tests of a module."""
     servers = []
 
@@ -290,8 +307,7 @@ def shared_server(tmp_path_factory):
         return servers[-1].wait_ready()
 
     yield start
-    for server in servers:
-        server.stop()
+    leaving(servers)
 
 
 @pytest.fixture

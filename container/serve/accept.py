@@ -18,7 +18,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 DEFER_SECONDS = 0.002  # a process with more connections than another gives way for so long, and then takes it
-NO_DESCRIPTORS_SECONDS = 1.0
+NO_ROOM_SECONDS = 1.0
 SO_ATTACH_FILTER = 26  # socket(7)
 KEEP_NOTHING = struct.pack("@HBBI", 0x06, 0, 0, 0)  # struct sock_filter: BPF_RET, and none of the packet's bytes
 
@@ -73,11 +73,13 @@ class Listener:
         listening: socket.socket,
         make_protocol: Callable[[], asyncio.Protocol],
         should_defer: Callable[[], bool],
+        has_room: Callable[[], bool],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = listening
         self._make_protocol = make_protocol
         self._should_defer = should_defer
+        self._has_room = has_room
         self._opening: set[asyncio.Task[Any]] = set()
         self._closed = False
         listening.setblocking(False)
@@ -117,6 +119,9 @@ class Listener:
 
     def _accept(self) -> bool:
         """Take one connection, if one waits; returns whether one did."""
+        if not self._closed and not self._has_room():
+            self._wait_for_room("each that is open is in use")
+            return False
         try:
             connection, _ = self._socket.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):  # another process was faster
@@ -124,14 +129,17 @@ class Listener:
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 raise
-            logger.error("no connection can be accepted for %g s: %s", NO_DESCRIPTORS_SECONDS, error.strerror)
-            self._pause(NO_DESCRIPTORS_SECONDS, self._listen)
+            self._wait_for_room(f"{error.strerror}")
             return False
         connection.setblocking(False)
         opening = self._loop.create_task(self._open(connection))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
         return True
+
+    def _wait_for_room(self, reason: str) -> None:
+        logger.error("no connection can be accepted for %g s: %s", NO_ROOM_SECONDS, reason)
+        self._pause(NO_ROOM_SECONDS, self._listen)
 
     async def _open(self, connection: socket.socket) -> None:
         try:

@@ -1,10 +1,11 @@
 """The production door: `/ping` and invocations straight to the core, everything else through the Flask app."""
 
 import asyncio
+import functools
 import io
 import logging
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 from a2wsgi import WSGIMiddleware
@@ -13,10 +14,11 @@ from container import contract
 from container.serve.app import create_app
 from container.serve.bidirectional import Conversations
 from container.serve.call import Call
-from container.serve.exchange import Request, Response
+from container.serve.exchange import Request, Response, ServeError
 from container.serve.front import Front
 from container.serve.metrics import INVOKE_MODEL_ROUTE, MODELS_ROUTE
 from container.serve.service import Service
+from container.serve.spool import SPOOL_BYTES, WRITE_BYTES, Spool
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ Send = Callable[[Message], Awaitable[None]]
 FLASK_THREADS = 8  # of the routes that read; predictions need none
 MODEL_THREADS = 16  # a load may take minutes, and an unload waits for running requests
 STREAM_THREADS = 32  # streams that are produced at the same time
+DISK_THREADS = 4  # large bodies that are written at the same time
 
 
 class Door:
@@ -42,6 +45,9 @@ class Door:
         self._models: Any = WSGIMiddleware(app, workers=MODEL_THREADS)
         self.conversations = Conversations(service)
         self._streams = ThreadPoolExecutor(STREAM_THREADS, thread_name_prefix="stream")
+        self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
+        self.body_bytes = min(SPOOL_BYTES, service.plan.max_request_bytes)
+        """A body that is larger comes the way of ASGI, which keeps it on disk, or refuses it."""
         self._front: Front | None = None
 
     def front(self) -> Front:
@@ -76,10 +82,10 @@ class Door:
         """The answer to `/ping`, counted."""
         return self._counted(contract.HEALTH_PATH, self.service.ping())
 
-    def too_large(self, length: int, model: str | None) -> Response:
-        """The answer to an invocation whose body is over the limit, counted."""
+    def refused(self, error: ServeError, model: str | None) -> Response:
+        """The answer to an invocation that does not reach the core, counted."""
         route = contract.INVOCATIONS_PATH if model is None else INVOKE_MODEL_ROUTE
-        return self._counted(route, self.service.too_large(length).response())
+        return self._counted(route, error.response())
 
     def _counted(self, route: str, response: Response) -> Response:
         if self.service.metrics is not None:
@@ -88,16 +94,30 @@ class Door:
 
     async def _invoke(self, scope: Scope, receive: Receive, send: Send, model: str | None) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        limit = self.service.plan.max_request_bytes
         announced = headers.get("content-length", "0")
-        if announced.isdecimal() and int(announced) > limit:
-            await self.send(self.too_large(int(announced), model), receive, send)
+        if announced.isdecimal() and int(announced) > self.service.plan.max_request_bytes:
+            await self.send(self.refused(self.service.too_large(int(announced)), model), receive, send)
             return
-        body = await read_body(receive, limit)
+        try:
+            body = await read_body(receive, self.service, self._disk)
+        except ServeError as error:
+            await self.send(self.refused(error, model), receive, send)
+            return
         if body is None:  # the client left
             return
+        if isinstance(body, bytes):
+            await self._compute(Request("POST", scope["path"], headers, body), model, receive, send)
+            return
+        try:
+            await self._compute(Request("POST", scope["path"], headers), model, receive, send, body)
+        finally:
+            await asyncio.get_running_loop().run_in_executor(self._disk, body.close)  # where nobody has read it
+
+    async def _compute(
+        self, request: Request, model: str | None, receive: Receive, send: Send, spool: Spool | None = None
+    ) -> None:
         front = self.front()
-        waiter = FutureWaiter(front, Request("POST", scope["path"], headers, body))
+        waiter = FutureWaiter(front, request, spool)
         front.submit(waiter, model)
         gone = asyncio.create_task(_gone(receive))
         try:
@@ -156,27 +176,64 @@ async def _gone(receive: Receive) -> None:
 class FutureWaiter:
     """Waits for one answer in a task."""
 
-    def __init__(self, front: Front, request: Request) -> None:
+    def __init__(self, front: Front, request: Request, spool: Spool | None) -> None:
         self.answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         self.call = Call(request, lambda response: front.deliver(self, response))
+        self.call.spool = spool
 
     def take(self, response: Response) -> None:
         if not self.answer.done():
             self.answer.set_result(response)
 
 
-async def read_body(receive: Receive, limit: int) -> bytes | None:
-    """The whole request body, one piece past `limit` at most; None where the client left before its end."""
+async def read_body(receive: Receive, service: Service, disk: Executor) -> bytes | Spool | None:
+    """The whole request body; from `SPOOL_BYTES` on in a file, which threads of `disk` write: the loop never waits.
+
+    None where the client left before its end.
+
+    Raises:
+        BodyTooLarge: it is over the server's limit.
+        Unavailable: it cannot be kept on disk.
+    """
+    limit = service.plan.max_request_bytes
+    pieces, more = await _next_piece(receive, min(limit, SPOOL_BYTES) + 1)
+    if pieces is not None and len(pieces) > limit:
+        raise service.too_large(len(pieces))
+    if not more:
+        return pieces
+    run = functools.partial(asyncio.get_running_loop().run_in_executor, disk)
+    spool, whole = await run(Spool), False
+    try:
+        while pieces is not None:
+            await run(spool.write, pieces)
+            if spool.length > limit:
+                raise service.too_large(spool.length)
+            if not more:
+                whole = True
+                return spool
+            pieces, more = await _next_piece(receive, WRITE_BYTES)
+        return None
+    finally:
+        if not whole:
+            await run(spool.close)
+
+
+async def _next_piece(receive: Receive, size: int) -> tuple[bytes | None, bool]:
+    """At least `size` bytes of the body, or all that is left of it; and whether more follows.
+
+    None where the client left.
+    """
     message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body", False):
-        return message["body"]
-    pieces = io.BytesIO()  # grows in place, and hands out what it holds without a copy
+    if message["type"] == "http.request" and (not message.get("more_body", False) or len(message["body"]) >= size):
+        return message["body"], message.get("more_body", False)
+    piece = io.BytesIO()  # grows in place, and hands out what it holds without a copy
     while message["type"] == "http.request":
-        pieces.write(message["body"])
-        if not message.get("more_body", False) or pieces.tell() > limit:
-            return pieces.getvalue()
+        piece.write(message["body"])
+        more = message.get("more_body", False)
+        if not more or piece.tell() >= size:
+            return piece.getvalue(), more
         message = await receive()
-    return None
+    return None, False
 
 
 def _terminated(app: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from container.serve.exchange import Request, Response
 from container.serve.handlers import Context
+from container.serve.spool import Spool
 
 if TYPE_CHECKING:
     from container.serve.predictor import Predictor
@@ -29,11 +31,14 @@ class Call:
         "predictor",
         "release",
         "request",
+        "spool",
         "started",
     )
 
     def __init__(self, request: Request, done: Callable[[Response], None]) -> None:
         self.request = request
+        self.spool: Spool | None = None
+        """Where the body lies while the call waits, if it is large; the request's is empty so long."""
         self.done = done
         """Takes the answer, on any thread."""
         self.arrived = time.monotonic()
@@ -62,6 +67,19 @@ class Call:
         self.release()
         self.answered = True  # before the caller has it, who may send the next at once
         self.done(response)
+
+    def load_body(self) -> None:
+        """Bring a body that lies on disk into memory.
+
+        Raises:
+            Unavailable: its client has left.
+        """
+        if self.spool is not None:
+            self.request = replace(self.request, body=self.spool.read())
+
+    def let_go_of_body(self) -> None:
+        """And of what was made of it; the answer is there."""
+        self.request, self.data = replace(self.request, body=b""), None
 
 
 def _nothing() -> None:

@@ -29,6 +29,9 @@ HEALTH = contract.HEALTH_PATH.encode()
 LARGE_BYTES = 65536  # from here on a body is not copied behind its head
 HEAD_LIMIT_BYTES = 65536  # of request line and headers, where they come in several pieces; nginx takes 32 KB
 HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+RECEIVE_SECONDS = 60.0  # for a whole head, and for each piece of a body after the last: nginx gives them as much
+TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+BETWEEN, IN_HEAD, IN_BODY, IN_CHUNK_HEAD = range(4)  # where in a request the bytes are that come next
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -110,10 +113,13 @@ class Protocol(HttpToolsProtocol):
         self._current: Exchange | None = None
         """On the short way: its body is being received, or it waits for its answer."""
         self._receiving = False
-        self._idle_since: float | None = None
-        self._in_head = False
+        self._idle_since: float | None = self.loop.time()
+        self._place = BETWEEN
+        self._received_at = 0.0
+        """When the head began, if its end did not come with it, or when the last piece of the body came."""
         self._heads = self._head_bytes = 0
         super().connection_made(transport)
+        self._look_after(self.timeout_keep_alive)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._current is not None:
@@ -133,15 +139,28 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         heads = self._heads
         super().data_received(data)
-        if self._in_head and self._heads == heads:  # it began before: the parser would collect it without end
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_LIMIT_BYTES and not self.transport.is_closing():
-                self.logger.warning("a request head of more than %d bytes is refused", HEAD_LIMIT_BYTES)
-                self.transport.write(HEAD_TOO_LARGE)
-                self.transport.close()
+        if self._place:
+            self._more_is_to_come(len(data), self._heads != heads)
+
+    def _more_is_to_come(self, length: int, begun: bool) -> None:
+        """The request has not ended with what came last.
+
+        Args:
+            length: bytes that came.
+            begun: whether they began a head.
+        """
+        if begun or self._place != IN_HEAD:
+            self._received_at = self.loop.time()
+        if begun or self._place == IN_BODY:
+            return
+        self._head_bytes += length  # the parser would collect it without end
+        if self._head_bytes > HEAD_LIMIT_BYTES and not self.transport.is_closing():
+            self.logger.warning("a request head of more than %d bytes is refused", HEAD_LIMIT_BYTES)
+            self.transport.write(HEAD_TOO_LARGE)
+            self.transport.close()
 
     def on_message_begin(self) -> None:
-        self._in_head = True
+        self._place = IN_HEAD
         self._heads += 1
         self._head_bytes = 0
         self.url = b""
@@ -153,7 +172,7 @@ class Protocol(HttpToolsProtocol):
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._place = IN_BODY
         exchange = self._short_way()
         if exchange is None:
             self._asgi_way()
@@ -162,9 +181,8 @@ class Protocol(HttpToolsProtocol):
         self._receiving = True
         announced = exchange.headers.get("content-length", "0")
         expected = exchange.headers.get("expect", "").lower() == "100-continue"
-        if announced.isdecimal() and int(announced) > self.app.service.plan.max_request_bytes:
-            exchange.keep_alive = exchange.keep_alive and not expected  # else the body that is not sent would be missed
-            self._refuse(exchange, int(announced))
+        if announced.isdecimal() and int(announced) > self.app.body_bytes:
+            self._large(exchange, int(announced), expected)
         elif expected:
             self.transport.write(CONTINUE)
 
@@ -193,12 +211,12 @@ class Protocol(HttpToolsProtocol):
 
     def on_chunk_header(self) -> None:
         """After the last chunk trailers follow, which the parser collects as it does a head."""
-        self._in_head = True
+        self._place = IN_CHUNK_HEAD
         self._heads += 1
         self._head_bytes = 0
 
     def on_body(self, body: bytes) -> None:
-        self._in_head = False
+        self._place = IN_BODY
         if not self._receiving:
             super().on_body(body)
             return
@@ -206,11 +224,11 @@ class Protocol(HttpToolsProtocol):
         if exchange is None:  # refused: the rest is read and dropped
             return
         exchange.add(body)
-        if exchange.length > self.app.service.plan.max_request_bytes:
-            self._refuse(exchange, exchange.length)
+        if exchange.length > self.app.body_bytes:
+            self._large(exchange, exchange.length)
 
     def on_message_complete(self) -> None:
-        self._in_head = False
+        self._place = BETWEEN
         if not self._receiving:
             super().on_message_complete()
             return
@@ -224,8 +242,24 @@ class Protocol(HttpToolsProtocol):
         exchange.call = Call(exchange.request(), exchange.deliver)
         self.front.submit(exchange, exchange.model)
 
-    def _refuse(self, exchange: Exchange, length: int) -> None:
-        self.answer(exchange, self.app.too_large(length, exchange.model))
+    def _large(self, exchange: Exchange, length: int, expected: bool = False) -> None:
+        """Refuse a body that is too large; one that goes to disk takes the ASGI way from here on.
+
+        Args:
+            exchange: what has come of its body goes with it.
+            length: bytes announced, or that have come.
+            expected: whether the client still waits to be asked for its body.
+        """
+        if length > self.app.service.plan.max_request_bytes:
+            exchange.keep_alive = exchange.keep_alive and not expected  # else the body that is not sent would be missed
+            self.answer(exchange, self.app.refused(self.app.service.too_large(length), exchange.model))
+            return
+        self.cycle = self._current = None  # type: ignore[assignment]
+        self._receiving = False
+        self._asgi_way()
+        self.cycle.waiting_for_100_continue = expected
+        if exchange.length:
+            super().on_body(exchange.request().body)
 
     # -- its answer goes out
 
@@ -297,28 +331,59 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
+        self._received_at = self.loop.time()  # what is coming in could not be awaited before
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             return
-        self._idle_since = self.loop.time()
-        if self.timeout_keep_alive_task is None:
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+        self._idle_since = self._received_at
 
     # One timer lives as long as the connection, and is set anew when it rings: requests come far more often.
+
+    def _look_after(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _unset_keepalive_if_required(self) -> None:
         self._idle_since = None
 
+    def handle_websocket_upgrade(self) -> None:
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()  # what comes from here on is not ours
+        super().handle_websocket_upgrade()
+
     def timeout_keep_alive_handler(self) -> None:
-        idle = 0.0 if self._idle_since is None else self.loop.time() - self._idle_since
-        if idle >= self.timeout_keep_alive:
-            super().timeout_keep_alive_handler()
-            return
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive - idle, self.timeout_keep_alive_handler
-        )
+        allowed = self.timeout_keep_alive if self._place == BETWEEN else RECEIVE_SECONDS
+        silent = self.silent_seconds()
+        if silent < allowed:
+            self._look_after(allowed - silent)
+        else:
+            self.give_up()
+
+    def silent_seconds(self) -> float:
+        """How long it has been the client's turn: since the last answer, the head's first bytes, or the last piece."""
+        now = self.loop.time()
+        if self._place == BETWEEN:
+            return 0.0 if self._idle_since is None else now - self._idle_since
+        if self.flow.read_paused or self._owes_an_answer():
+            self._received_at = now
+        return now - self._received_at
+
+    def _owes_an_answer(self) -> bool:
+        """Whether a request before the one that is coming in waits for its answer."""
+        if self._place == IN_HEAD:
+            return self.cycle is not None and not self.cycle.response_complete
+        return bool(self.pipeline)
+
+    def give_up(self) -> None:
+        """Close a connection whose client has been silent for too long, or longer than others where room is short."""
+        if self._place != BETWEEN and not self._has_begun_to_answer():
+            self.transport.write(TIMED_OUT)
+        super().timeout_keep_alive_handler()
+
+    def _has_begun_to_answer(self) -> bool:
+        """Whether something of the answer to the request that is coming in has been sent already."""
+        if self._place == IN_HEAD:
+            return False
+        return self._current is None if self._receiving else self.cycle.response_started
 
 
 @lru_cache(maxsize=256)

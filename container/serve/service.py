@@ -190,7 +190,7 @@ class Service:
                 raise Unavailable("the model is still loading")
             else:
                 call.predictor = self._predictor
-            (self._ahead or self._batcher).submit(call)
+            (self._ahead if self._ahead and call.spool is None else self._batcher).submit(call)
         except ServeError as error:
             call.answer(error.response())
 
@@ -252,15 +252,25 @@ class Service:
         return BodyTooLarge(f"the body has {length} bytes, this server takes {self.plan.max_request_bytes}")
 
     def _compute(self, calls: Sequence[Call]) -> None:
-        ready = []
+        ready, large = [], []
         for call in calls:
             if call.cancelled:
                 call.release()
+            elif call.spool is not None:
+                large.append(call)
             elif call.decoded or self._make_ready(call):
                 ready.append(call)
         for group in _groups(ready):
             self._predict(group)
+        for call in large:  # one after the other: memory may not hold two
+            self._compute_large(call)
         tracing.enter(None)
+
+    def _compute_large(self, call: Call) -> None:
+        if self._make_ready(call):
+            self._predict([call])
+        if call.answered:
+            call.let_go_of_body()
 
     def _make_ready(self, call: Call) -> bool:
         """Decode a call; False where that failed and the call has its answer."""
@@ -269,6 +279,8 @@ class Service:
 
     def _decode(self, call: Call) -> None:
         predictor = _predictor_of(call)
+        if call.spool is not None:
+            call.load_body()
         call.data = predictor.decode(call)
         call.key = predictor.batch_key(call.data)
         call.decoded = time.monotonic()

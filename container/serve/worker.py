@@ -1,10 +1,14 @@
 """The gunicorn worker: uvicorn's, on uvloop and httptools, with only what this server needs switched on."""
 
 import asyncio
+import heapq
+import logging
 import os
+import resource
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from uvicorn import Config, Server
@@ -14,11 +18,18 @@ from container.serve.accept import Connections, Listener, refuse_handshakes
 from container.serve.bidirectional import MAX_MESSAGE_BYTES, websocket_protocol
 from container.serve.protocol import Protocol
 
+logger = logging.getLogger(__name__)
+
 DRAIN_SECONDS = 0.5  # after SIGTERM new requests are still taken for so long: some are on their way already
 
 REQUEST_SECONDS = 2.0  # and so long a connection is kept that was opened or answered last: another one may be coming
 
 BEAT_SECONDS = 1.0
+
+FILES_SHARE = 4  # one in so many of the files that may be open is for the model's and for large bodies,
+MAX_FILES = 1024  # but no more than these
+ROOM = 32  # connections that are closed at once where there is no room for another,
+SILENT_SECONDS = 1.0  # of those whose turn it has been for longer than this
 
 PING_SECONDS = 60.0  # of a WebSocket, and five times that without an answer ends it: as SageMaker's side does
 
@@ -43,7 +54,9 @@ class DrainingServer(Server):
             return len(state.connections) > health.connections.fewest(health.ready_slots())
 
         await self.lifespan.startup()
-        self.servers: list[Any] = [Listener(listening, make_protocol, should_defer) for listening in sockets or []]
+        self.servers: list[Any] = [
+            Listener(listening, make_protocol, should_defer, self._has_room) for listening in sockets or []
+        ]
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -62,8 +75,23 @@ class DrainingServer(Server):
         await super().shutdown(sockets)
 
     def _expects_a_request(self) -> bool:
-        connections = self.server_state.connections
-        return any(isinstance(each, Protocol) and each.expects_a_request(REQUEST_SECONDS) for each in connections)
+        return any(each.expects_a_request(REQUEST_SECONDS) for each in self._http_connections())
+
+    def _http_connections(self) -> Iterator[Protocol]:
+        return (each for each in self.server_state.connections if isinstance(each, Protocol))
+
+    def _has_room(self) -> bool:
+        """Whether one more connection leaves files enough for everything else; else silent ones are closed for it."""
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if len(self.server_state.connections) < files - min(files // FILES_SHARE, MAX_FILES):
+            return True
+        silent = heapq.nlargest(ROOM, self._http_connections(), key=Protocol.silent_seconds)
+        closed = [each for each in silent if each.silent_seconds() > SILENT_SECONDS]
+        for each in closed:
+            each.give_up()
+        if closed:
+            logger.warning("%d silent connections are closed, for %d files may be open", len(closed), files)
+        return bool(closed)
 
 
 class Worker(UvicornWorker):

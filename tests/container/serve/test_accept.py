@@ -20,7 +20,10 @@ class Process:
     def __init__(self, listening, counts, slot, slots):
         self.held = Connections(lambda count: counts.set(slot, count))
         self.listener = Listener(
-            listening.dup(), self.make_protocol, lambda: len(self.held) > counts.fewest(list(range(slots)))
+            listening.dup(),
+            self.make_protocol,
+            lambda: len(self.held) > counts.fewest(list(range(slots))),
+            lambda: True,
         )
 
     def make_protocol(self):
@@ -70,7 +73,9 @@ def test_connections_are_shared_evenly_and_anew_when_some_have_closed(listening)
 
 def test_a_connection_that_no_other_process_takes_is_taken_all_the_same(listening):
     async def main():
-        listener = Listener(listening.dup(), Process(listening, Counts(1), 0, 1).make_protocol, lambda: True)
+        listener = Listener(
+            listening.dup(), Process(listening, Counts(1), 0, 1).make_protocol, lambda: True, lambda: True
+        )
         for _ in range(3):
             (await connect(listening)).close()
         listener.close()
@@ -102,17 +107,32 @@ class Exhausted:
 
 
 def test_without_descriptors_it_waits_and_says_so_and_goes_on(listening, caplog, monkeypatch):
-    monkeypatch.setattr("container.serve.accept.NO_DESCRIPTORS_SECONDS", 0.01)
+    monkeypatch.setattr("container.serve.accept.NO_ROOM_SECONDS", 0.01)
 
     async def main():
         make = Process(listening, Counts(1), 0, 1)
         make.listener.close()
-        listener = Listener(Exhausted(listening.dup()), make.make_protocol, lambda: False)
+        listener = Listener(Exhausted(listening.dup()), make.make_protocol, lambda: False, lambda: True)
         (await connect(listening)).close()
         listener.close()
 
     asyncio.run(main())
     assert "no connection can be accepted for 0.01 s: Too many open files" in caplog.text
+
+
+def test_without_room_it_waits_and_says_so_and_goes_on(listening, caplog, monkeypatch):
+    monkeypatch.setattr("container.serve.accept.NO_ROOM_SECONDS", 0.01)
+
+    async def main():
+        make, room = Process(listening, Counts(1), 0, 1), [True, False]
+        make.listener.close()
+        listener = Listener(listening.dup(), make.make_protocol, lambda: False, lambda: room.pop())
+        room.insert(0, True)
+        (await connect(listening)).close()
+        listener.close()
+
+    asyncio.run(main())
+    assert "no connection can be accepted for 0.01 s: each that is open is in use" in caplog.text
 
 
 def test_connections_that_wait_when_the_last_process_stops_are_taken_and_later_ones_are_refused():

@@ -137,25 +137,6 @@ def test_c140_a_large_body_costs_less_than_three_times_its_size(start_server, us
     assert peak_memory(worker) - before < 3 * size
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("chunked", [False, True])
-def test_c140_an_asynchronous_body_of_a_gigabyte_lies_in_memory_once(start_server, user_model, tmp_path, chunked):
-    size = 1024**3
-    model = user_model("def transform_fn(model, data, kind, accept): return f'{type(data).__name__} {len(data)}'")
-    server = start_server(model, **ONE_PROCESS).wait_ready()
-    worker = server.workers()[0]
-    with (tmp_path / "sparse").open("wb+") as body:
-        body.truncate(size)
-        before = peak_memory(worker)
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
-        length = {} if chunked else {"Content-Length": str(size)}
-        headers = {"Content-Type": "application/octet-stream", **length}
-        connection.request("POST", "/invocations", body, headers, encode_chunked=chunked)
-        assert connection.getresponse().read() == b"bytes %d" % size
-        connection.close()
-    assert peak_memory(worker) - before < 1.5 * size
-
-
 def peak_memory(pid):
     with open(f"/proc/{pid}/status") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

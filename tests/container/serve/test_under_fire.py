@@ -150,3 +150,31 @@ def test_the_server_may_open_as_many_connections_as_the_system_lets_it(server):
         with open(f"/proc/{pid}/limits") as limits:
             soft, hard = next(line for line in limits if line.startswith("Max open files")).split()[3:5]
         assert soft == hard
+
+
+def test_at_the_limit_of_open_files_silent_connections_make_room_and_no_request_is_lost(server, connections, tmp_path):
+    gate, (pid,) = tmp_path / "gate", server.workers()
+    body = json.dumps(str(gate)).encode()
+    waiting = connections()
+    waiting.sendall(
+        b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        % len(body)
+        + body
+    )
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (120, hard))
+    try:
+        silent = [connections() for _ in range(200)]
+        for connection in silent[::2]:
+            connection.sendall(b"GET /ping HT")
+        for _ in range(20):
+            assert server.ping() == 200
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    assert "silent connections are closed, for 120 files may be open" in server.log.read_text()
+    gate.touch()
+    answer = http.client.HTTPResponse(waiting)
+    answer.begin()
+    assert (answer.status, answer.read().decode()) == (200, str(gate))
+    assert server.workers() == [pid]
+    assert_serves(server)

@@ -54,11 +54,6 @@ CLASSES = {
     "SafetensorError": "bad-model",
     "BadZipFile": "bad-model",
     "EOFError": "bad-model",
-    "HandlerError": "bad-handler",
-    "PlanError": "bad-setting",
-    "CudaError": "no-cuda-driver",
-    "RequirementsError": "requirements",
-    "PortTaken": "port-taken",
     "SystemExit": "exit",
     "gaierror": "no-network",
     "URLError": "no-network",
@@ -68,6 +63,13 @@ CLASSES = {
     "LocalEntryNotFoundError": "no-network",
     "NoCredentialsError": "aws-access",
     "NoRegionError": "aws-access",
+}
+OURS = {
+    "HandlerError": "bad-handler",
+    "PlanError": "bad-setting",
+    "CudaError": "no-cuda-driver",
+    "RequirementsError": "requirements",
+    "PortTaken": "port-taken",
 }
 ERRNOS = {errno.EROFS: "read-only", errno.ENOSPC: "disk-full"}
 
@@ -226,7 +228,14 @@ def _own_server(error: BaseException) -> tuple[str, str] | None:
     return "bad-handler", "this server listens there already: inference.py has functions, and no server of its own"
 
 
+def _ours(error: BaseException) -> tuple[str, str] | None:
+    """What this server found itself, and words whatever it quotes."""
+    cause = OURS.get(type(error).__name__)
+    return (cause, CAUSES[cause]) if cause else None
+
+
 LOOKS: tuple[Callable[[BaseException], tuple[str, str] | None], ...] = (
+    _ours,
     _state_dict,
     _missing_variable,
     _own_server,

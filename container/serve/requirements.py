@@ -9,6 +9,7 @@ Wheels in `code/wheels` are used without a network.
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -112,10 +113,16 @@ def install_requirements(code_dir: Path, environ: Mapping[str, str]) -> Path | N
     except subprocess.TimeoutExpired:
         raise RequirementsError(f"{path}: {named} was not installed within {INSTALL_SECONDS} s") from None
     except subprocess.CalledProcessError as error:
-        lines = error.stderr.splitlines()
-        reasons = [line for line in lines if line.startswith("ERROR")] or lines or ["pip failed"]
-        raise RequirementsError(f"{path}: {named} cannot be installed: {reasons[-1]}") from None
+        raise RequirementsError(f"{path}: {named} cannot be installed: {_reason(error.stderr)}") from None
     return target
+
+
+def _reason(said: str) -> str:
+    """Why, of all that pip said: where it reached no index it ends with `No matching distribution found`."""
+    if broken := re.search(r"after connection broken by '(?:.*: )?(.+?)['\")]*': /", said):
+        return f"the container reaches no package index: {broken[1]}"
+    lines = said.splitlines()
+    return ([line for line in lines if line.startswith("ERROR")] or lines or ["pip failed"])[-1]
 
 
 def _run(argv: list[str], until: float) -> None:

@@ -21,7 +21,7 @@ from container.serve.requirements import RequirementsError
         (ModelFormatError("x"), "bad-model"),
         (HandlerError("x"), "bad-handler"),
         (SystemExit(0), "exit"),
-        (RequirementsError("x"), "requirements"),
+        (RequirementsError("x cannot be installed: Temporary failure in name resolution"), "requirements"),
         (KeyError("weights"), "handler-error"),
     ],
 )

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import zipfile
@@ -102,6 +103,13 @@ def test_c108_what_cannot_be_installed_is_named_with_its_file(code_dir):
         RequirementsError, match=r"requirements.txt: slipway-absent-package==9 cannot be installed: ERROR"
     ):
         install_requirements(directory, {})
+
+
+def test_c108_without_a_network_the_reason_is_the_network(code_dir, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", "https://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    with pytest.raises(RequirementsError, match=r"reaches no package index: .*Connection refused$"):
+        install_requirements(code_dir("slipway-absent-package==9"), {})
 
 
 def test_c108_installing_can_be_forbidden(code_dir):

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -91,23 +91,31 @@ def _users_last(stack: traceback.StackSummary) -> str:
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
+def slow_start(where: str, seconds: float) -> str:
+    """What is said of a model without which the server cannot start."""
+    return (
+        f"serve is slow to start [slow-load] {where}: the model has been loading for {seconds:.0f} s, and /ping "
+        "answers 503; fix: load less, or set ContainerStartupHealthCheckTimeoutInSeconds above the "
+        f"{contract.STARTUP_TIMEOUT_SECONDS} s of its default"
+    )
+
+
 @contextmanager
-def told_while_slow(seconds: float = SLOW_SECONDS) -> Iterator[None]:
-    """While this lasts, say now and then what this thread is at: the platform ends a slow start without a word."""
+def told_while_slow(say: Callable[[str, float], str] = slow_start, every: float = SLOW_SECONDS) -> Iterator[None]:
+    """While this lasts, say now and then what this thread is at: the platform ends a slow start without a word.
+
+    Args:
+        say: makes the line, of a file and its line number and of the seconds since the beginning.
+        every: so many seconds.
+    """
     done, thread = threading.Event(), threading.get_ident()
     began = time.monotonic()
 
     def tell() -> None:
-        while not done.wait(seconds):
+        while not done.wait(every):
             frame = sys._current_frames().get(thread)
             where = _users_last(traceback.extract_stack(frame)) if frame else ""
-            logger.warning(
-                "serve is slow to start [slow-load] %s: the model has been loading for %.0f s, and /ping answers 503; "
-                "fix: load less, or set ContainerStartupHealthCheckTimeoutInSeconds above the %d s of its default",
-                where or "the server's own code",
-                time.monotonic() - began,
-                contract.STARTUP_TIMEOUT_SECONDS,
-            )
+            logger.warning("%s", say(where or "the server's own code", time.monotonic() - began))
 
     threading.Thread(target=tell, name="slow-load", daemon=True).start()
     try:

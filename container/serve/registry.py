@@ -28,7 +28,7 @@ from container.serve.exchange import (
     Unavailable,
     json_response,
 )
-from container.serve.failures import describe
+from container.serve.failures import SLOW_SECONDS, describe, told_while_slow
 from container.serve.plan import artifact_size
 from container.serve.requirements import RequirementsError
 
@@ -113,11 +113,18 @@ class Registry:
         if not self._one_load.acquire(timeout=LOAD_WAIT_SECONDS):
             other, since = self._loading
             raise Unavailable(f"model {other!r} has been loading for {time.monotonic() - since:.0f} s; try again")
+        self._loading = (name, time.monotonic())
         try:
-            self._loading = (name, time.monotonic())
-            yield self._loading[1]
+            with told_while_slow(self._slow_load, SLOW_SECONDS):
+                yield self._loading[1]
         finally:
             self._one_load.release()
+
+    def _slow_load(self, where: str, seconds: float) -> str:
+        return (
+            f"model {self._loading[0]!r} is slow to load [slow-load] {where}: it has been loading for {seconds:.0f} s, "
+            "and no other model can be loaded meanwhile; fix: load less, or find what the code waits for"
+        )
 
     def _load_measured(self, directory: Path) -> "tuple[Predictor, int]":
         """The model, and the bytes by which this process grew."""

@@ -394,9 +394,10 @@ def test_in_single_model_mode_there_are_no_model_routes(open_door, artifact):
 
 
 def test_while_a_load_does_not_end_others_are_told_and_everything_else_goes_on(
-    open_models, kind, in_background, monkeypatch
+    open_models, kind, in_background, monkeypatch, caplog
 ):
     monkeypatch.setattr(registry_module, "LOAD_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(registry_module, "SLOW_SECONDS", 0.05)
     door = open_models.open(kind)
     assert door.request("POST", "/models", open_models.write("echo", ECHO), JSON).status == 200
     began, gate = open_models.base / "began", open_models.base / "gate"
@@ -419,6 +420,7 @@ def test_while_a_load_does_not_end_others_are_told_and_everything_else_goes_on(
     answer = door.request("POST", "/models", other, JSON)
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
     assert re.fullmatch(r"model 'endless' has been loading for \d+ s; try again", json.loads(answer.body)["error"])
+    assert re.search(r"model 'endless' is slow to load \[slow-load\] \S+/inference.py:[45]: it has been", caplog.text)
     assert names(door) == ["echo"]
     assert door.request("POST", "/models/echo/invoke", b"1", JSON).status == 200
     assert door.request("DELETE", "/models/echo").status == 200

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from container.cuda import DRIVER_VERSION_FILE
 from container.model import build_network
 from container.serve import failures
 from container.serve.causes import CAUSES
@@ -154,6 +155,26 @@ def test_a_bad_setting_ends_the_server_with_one_line(start_server, artifact, nam
     assert "Traceback" not in server.log.read_text()
 
 
+@pytest.mark.skipif(DRIVER_VERSION_FILE.exists(), reason="this machine has a driver of its own")
+@pytest.mark.parametrize(
+    ("driver", "words"), [("470.256.02", "driver 470.256.02 is too old for the image's CUDA"), ("9999.1", None)]
+)
+def test_c10_a_driver_that_is_too_old_for_the_image_is_said_before_anything_loads(
+    start_server, artifact, tmp_path, driver, words
+):
+    """The device is one that the environment names; the driver's version is what nvidia-smi says."""
+    if not torch.version.cuda:
+        driver, words = "9999.1", "torch is built without CUDA, and this machine has a GPU (driver 9999.1)"
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho {driver}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    server = start_server(artifact, PATH=f"{tmp_path}:{os.environ['PATH']}", CUDA_VISIBLE_DEVICES="0", **ONE_PROCESS)
+    if words:
+        assert_fails(server, "no-cuda-driver", words, status=1)
+        assert "CUDA_VISIBLE_DEVICES=-1 asks for the CPU" in server.log.read_text()
+    else:
+        assert_fails(server, "no-cuda-driver", "Found no NVIDIA driver")
+
+
 def test_requirements_that_are_no_text_are_said(start_server, user_model):
     model = user_model("def predict_fn(data, model): return data")
     (model / "code" / "requirements.txt").write_bytes("numpy".encode("utf-16"))
@@ -278,7 +299,7 @@ def test_a_load_that_lasts_says_where_it_is(user_model, caplog):
     builtins.slipway_test_wait = lambda: (said.wait(60), print)[1]
     try:
         plan = plan_server(Machine(1, 8 * 1024**3, 0, True), {}, 0)
-        with told_while_slow(0.05):
+        with told_while_slow(every=0.05):
             load_predictor(model, {}, place_of(plan, "cpu"))
     finally:
         del builtins.slipway_test_wait

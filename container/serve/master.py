@@ -39,6 +39,15 @@ class Master(Arbiter):
 
     handle_quit = handle_int
 
+    def handle_hup(self) -> None:
+        """Have every process replaced, one after another; gunicorn would end them before new ones have loaded."""
+        self.app.renewal.renew(self.WORKERS)
+
+    def handle_ttin(self) -> None:
+        """The plan says how many processes there are."""
+
+    handle_ttou = handle_usr2 = handle_ttin
+
     def stop(self, graceful: bool = True) -> None:
         """Gunicorn's, and the processes know that none of them stays."""
         self.app.health.stop()

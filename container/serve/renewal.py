@@ -1,5 +1,6 @@
-"""A process that has grown past its bound is replaced while the others answer; one at a time, and no request is lost.
+"""Processes are replaced while the others answer, one at a time, and no request is lost.
 
+One that has grown past its bound is; and on SIGHUP each, so that all serve what lies in the model directory by then.
 The replacement loads first and the old process drains then, where memory holds both; else the old one drains first,
 and connections wait at the listening socket, which the master holds open, until another process takes them.
 """
@@ -7,6 +8,7 @@ and connections wait at the listening socket, which the master holds open, until
 import logging
 import signal
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from container.serve import memory
@@ -19,17 +21,26 @@ AGAIN_SECONDS = 60  # after a replacement that could not load
 
 
 class Renewal:
-    """The master's watch over its processes' memory; `look` is called every second."""
+    """The master's watch over which processes are to be replaced; `look` is called every second."""
 
     def __init__(self, health: Health, bound_bytes: int | None) -> None:
         self._health = health
         self._bound_bytes = bound_bytes
         """None: processes may grow as they like."""
         self._fresh_bytes: dict[int, int] = {}
+        self._due: set[int] = set()
+        """To be replaced whatever they hold."""
         self._old: int | None = None
         self._new: int | None = None
         """The process that loads beside the old one; None where there is none."""
         self._not_before = 0.0
+
+    def renew(self, pids: Iterable[int]) -> None:
+        """Have these processes replaced."""
+        if self._bound_bytes is None:
+            logger.warning("no process is replaced: the models that it has loaded would be gone")
+            return
+        self._due.update(pids)
 
     def look(self, arbiter: Any) -> None:
         """Begin a replacement where one is due, or take the next step of the one under way.
@@ -50,15 +61,17 @@ class Renewal:
             return
         held = {pid: memory.held(pid) for pid in arbiter.WORKERS}
         self._fresh_bytes = {pid: self._fresh_bytes.get(pid, size) for pid, size in held.items()}
-        pid = next((pid for pid, size in held.items() if size > self._allowed(pid)), None)
+        self._due &= held.keys()
+        pid = next((pid for pid, size in held.items() if pid in self._due or size > self._allowed(pid)), None)
         if pid is None:
             return
         both = memory.available() > GROWTH * self._fresh_bytes[pid]
         logger.warning(
-            "process %d holds %.0f MB, more than %.0f MB: it is replaced %s",
+            "process %d %s: it is replaced %s",
             pid,
-            held[pid] / 1e6,
-            self._allowed(pid) / 1e6,
+            "got SIGHUP"
+            if pid in self._due
+            else f"holds {held[pid] / 1e6:.0f} MB, more than {self._allowed(pid) / 1e6:.0f} MB",
             "once another one is ready" if both else "after it has ended, for memory does not hold two",
         )
         self._old = pid
@@ -77,6 +90,7 @@ class Renewal:
         failed = pid == self._new
         if failed:
             self._not_before = time.monotonic() + AGAIN_SECONDS
+            self._due.clear()  # the others would fare no better
             logger.warning("its replacement ended; process %d goes on: %s", self._old, self._health.failure())
             self._health.forget_failure()
         elif pid == self._old:

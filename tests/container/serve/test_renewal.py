@@ -3,10 +3,15 @@
 import http.client
 import json
 import re
+import signal
 import threading
 import time
 
 import pytest
+
+from container.serve import memory
+from container.serve.health import Health, State
+from container.serve.renewal import Renewal
 
 JSON = {"Content-Type": "application/json"}
 LEAK = """
@@ -117,10 +122,67 @@ def test_a_replacement_that_cannot_load_leaves_the_old_process_serving(start_ser
     assert server.process.returncode == 0
 
 
+VERSIONED = """
+    import os, pathlib
+    def model_fn(model_dir):
+        return int((pathlib.Path(model_dir) / "version").read_text())
+    def predict_fn(data, model):
+        return [data, f"{model} {os.getpid()}"]
+"""
+
+
+def test_on_sighup_processes_load_what_lies_there_now_one_after_another_and_no_request_fails(start_server, user_model):
+    model_dir = user_model(VERSIONED)
+    (model_dir / "version").write_text("1")
+    server = start_server(model_dir, SAGEMAKER_MODEL_SERVER_WORKERS="2").wait_ready()
+    first = server.workers()
+    (model_dir / "version").write_text("2")
+    load, pings = Load(server, clients=4), set()
+    try:
+        server.process.send_signal(signal.SIGTTIN)  # no more processes than the plan says
+        server.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 60
+        while server.log.read_text().count("and was replaced") < 2:
+            assert len(server.workers()) <= 3
+            pings.add(server.ping())
+            assert time.monotonic() < deadline, server.log.read_text()
+            time.sleep(0.05)
+        assert not set(server.workers()) & set(first)
+        assert versions(ask(server, 20)) == {"2"}
+    finally:
+        load.stop()
+    assert load.wrong == []
+    assert versions(load.pids) == {"1", "2"}
+    assert pings == {200}
+
+    (model_dir / "version").write_text("none")
+    second = server.workers()
+    server.process.send_signal(signal.SIGHUP)
+    while "its replacement ended" not in server.log.read_text():
+        assert time.monotonic() < deadline + 60, server.log.read_text()
+        time.sleep(0.05)
+    assert server.workers() == second
+    assert versions(ask(server, 20)) == {"2"}
+    assert server.ping() == 200
+
+
+def ask(server, count):
+    return [json.loads(server.request("POST", "/invocations", b"0", JSON).body)[1] for _ in range(count)]
+
+
+def versions(answers):
+    return {answer.split()[0] for answer in answers}
+
+
+def test_models_that_the_platform_has_loaded_outlive_sighup(caplog):
+    watch = Renewal(Health(1), None)
+    watch.renew([7])
+    watch.look(None)
+    assert "the models that it has loaded would be gone" in caplog.text
+
+
 def test_where_memory_does_not_hold_two_the_old_process_ends_first_and_requests_wait():
     """Seen from its log line: the machine that runs this test has memory for two."""
-    from container.serve import memory, renewal
-    from container.serve.health import Health, State
 
     class Worker:
         def __init__(self, slot):
@@ -144,7 +206,7 @@ def test_where_memory_does_not_hold_two_the_old_process_ends_first_and_requests_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "held", held.__getitem__)
         patch.setattr(memory, "available", lambda: 110)
-        watch = renewal.Renewal(health, 150)
+        watch = Renewal(health, 150)
         watch.look(arbiter)
         assert arbiter.killed == ()
         held[7] = 160

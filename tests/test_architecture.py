@@ -28,6 +28,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "container.serve": {
         "container.contract",
+        "container.cuda",
         "container.images",
         "container.logs",
         "container.model",

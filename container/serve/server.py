@@ -16,7 +16,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 
-from container import contract, logs
+from container import contract, cuda, logs
 from container.serve import emf, failures, telemetry, tracing
 from container.serve.asgi import Door
 from container.serve.handlers import find_program
@@ -58,6 +58,7 @@ def main() -> int:
         configure_logs()
         opt_ml = contract.OptMl.from_env()
         machine = read_machine()
+        check_cuda(machine)
         size = artifact_size(opt_ml.model)
         plan = plan_server(machine, os.environ, size)
         emf.Settings.from_env(os.environ)  # a bad one ends the server now
@@ -98,6 +99,21 @@ def install(opt_ml: contract.OptMl) -> None:
 
 def _figures(plan: ServerPlan, machine: Machine, size: int) -> tuple[Any, ...]:
     return plan.line(), machine.cores, machine.memory_bytes / 1024**3, machine.gpus, size / 1e6
+
+
+class CudaError(Exception):
+    """The container was given a GPU that this image cannot use."""
+
+
+def check_cuda(machine: Machine) -> None:
+    """Fail at once, and say why, where CUDA would fail in every process once torch is imported.
+
+    Raises:
+        CudaError: there is a GPU, and its driver is too old for the image, or the image is one for CPUs.
+    """
+    problem = cuda.cuda_problem(os.environ, "", cuda.torch_cuda_version()) if machine.gpus else None
+    if problem:
+        raise CudaError(problem)
 
 
 class PortTaken(Exception):

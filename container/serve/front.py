@@ -9,6 +9,7 @@ it does not wait: one of them could be idle while the request for it has not bee
 
 import asyncio
 import contextlib
+import logging
 import math
 import sys
 import time
@@ -19,6 +20,8 @@ from typing import Protocol
 from container.serve.call import Call
 from container.serve.exchange import Response
 from container.serve.service import Service
+
+logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.25  # how soon a deadline is noticed; a shorter request never pays for it
 PATIENCE_SECONDS = 0.005  # so long the loop waits for what one turn has asked
@@ -85,6 +88,9 @@ class Front:
         self._awaited = sys.maxsize  # what is answered here wakes nobody
         try:
             turn = self._service.answer_at_once(turn)
+        except Exception:  # of the server's own: it must not cost a whole turn its answers
+            logger.exception("what was to be answered at once goes to the compute threads")
+            turn = [(call, model) for call, model in turn if not call.answered]
         finally:
             self._awaited = 0
         self._take_answers()

@@ -35,6 +35,8 @@ class Service:
         for call, model in turn:
             if model in self.quick:
                 call.answer(Response(200, model.encode()))
+            elif model == "breaks":
+                raise ZeroDivisionError
         return [(call, model) for call, model in turn if model not in self.quick]
 
     def submit(self, call, model):
@@ -111,6 +113,18 @@ def test_what_is_answered_at_once_does_not_wait_for_the_rest_of_its_turn():
     (answers, woken) = run(service, drive)
     assert answers == [b"a", b"b", b"slow"]
     assert woken == 1
+
+
+def test_a_mistake_of_the_servers_own_costs_no_request_of_the_turn_its_answer():
+    service = Service()
+    service.quick = {"a", "b"}
+
+    async def drive(front):
+        return await bodies(submit(front, "a", "breaks", "b"))
+
+    answers, _ = run(service, drive)
+    assert answers == [b"a", b"breaks", b"b"]
+    assert service.counted == [200] * 3
 
 
 def test_a_slow_answer_does_not_hold_the_loop():

@@ -2,6 +2,7 @@
 
 import hashlib
 import tarfile
+import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -55,7 +56,9 @@ def repack(archive: Path, code: Path, target: Path, without: Collection[Path] = 
             for path in files:
                 output.add(path, f"{CODE}/{path.relative_to(code).as_posix()}")
     except (tarfile.TarError, isal_zlib.error, OSError, EOFError) as error:  # type: ignore[misc]
-        raise JobFailed(f"{archive} cannot be repacked: {error}") from error
+        hint = "; it is a zip: `tar czf model.tar.gz -C FOLDER .` packs a folder's files as SageMaker takes them"
+        said = f"{archive.name} cannot be repacked: {error}{hint if zipfile.is_zipfile(archive) else ''}"
+        raise JobFailed(said) from error
 
 
 def _members(source: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

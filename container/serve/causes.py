@@ -245,13 +245,15 @@ LOOKS: tuple[Callable[[BaseException], tuple[str, str] | None], ...] = (
 
 
 def _where_the_file_is(error: FileNotFoundError, model_dir: Path | None) -> str:
-    """Where in the model a file lies that the code looked for elsewhere; empty where it lies nowhere."""
+    """Where in the model a file lies that the code looked for elsewhere, or else what there is."""
     if not isinstance(error.filename, str) or model_dir is None:
         return ""
     name = Path(error.filename).name
     found = next((path for path in sorted(model_dir.rglob("*")) if path.name == name and path.is_file()), None)
     if found is None:
-        return ""
+        there = sorted(path.name for path in model_dir.iterdir()) if model_dir.is_dir() else []
+        inside = Path(error.filename).parent == model_dir
+        return f"put the file into model.tar.gz, which holds {', '.join(there[:8])}" if inside and there else ""
     place = found.relative_to(model_dir)
     if place.parts[0] == "code":
         return f"it is {place} of the model: os.path.join(os.path.dirname(__file__), {str(Path(*place.parts[1:]))!r})"

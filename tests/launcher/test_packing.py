@@ -3,6 +3,7 @@
 import io
 import random
 import tarfile
+import zipfile
 
 import pytest
 
@@ -62,6 +63,13 @@ def test_a_damaged_archive_is_named(code, tmp_path, damage):
     (tmp_path / "bad.tar.gz").write_bytes(damage((tmp_path / "good.tar.gz").read_bytes()))
     with pytest.raises(JobFailed, match=r"bad\.tar\.gz cannot be repacked"):
         packing.repack(tmp_path / "bad.tar.gz", code, tmp_path / "out.tar.gz")
+
+
+def test_a_zip_is_told_from_a_damaged_archive(code, tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.tar.gz", "w") as archive:
+        archive.writestr("weights.pt", "x")
+    with pytest.raises(JobFailed, match=r"^model\.tar\.gz cannot be repacked: .*; it is a zip: `tar czf"):
+        packing.repack(tmp_path / "model.tar.gz", code, tmp_path / "out.tar.gz")
 
 
 def test_code_that_is_not_there_is_named(tmp_path):

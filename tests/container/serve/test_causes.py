@@ -152,6 +152,7 @@ def test_a_file_that_lies_elsewhere_in_the_model_is_found(tmp_path):
         "os.path.join(os.path.dirname(__file__), 'data/labels.txt')",
         "/opt/ml/model/net.pth": "it is nested/net.pth of the model: os.path.join(model_dir, 'nested/net.pth')",
         "absent.pth": CAUSES["missing-file"],
+        str(tmp_path / "absent.pth"): "put the file into model.tar.gz, which holds code, nested",
     }
     for name, fix in fixes.items():
         assert classify(raised(open, name), tmp_path) == ("missing-file", fix)

@@ -39,7 +39,7 @@ class ContainerSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     entrypoint: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
-    network: str = ""  # containers of one network find each other by `alias`
+    network: str = ""  # containers of one network find each other by `alias`; "": it has nobody to find
     alias: str = ""
     port: int = 0  # where a server must listen; 0: none
     isolated: bool = False

@@ -1,6 +1,7 @@
 """Starting a container with a Docker engine, the way the service does it."""
 
 import contextlib
+import hashlib
 import os
 import threading
 from collections import deque
@@ -21,16 +22,25 @@ from launcher.local.containers import LAST_LINES, ContainerSpec, ContainerStartE
 from launcher.local.logs import LineSplitter
 
 START_SECONDS = 120  # per call to the engine; an engine under load is slow
+NO_CONTACT = "com.docker.network.bridge.enable_icc"
+NO_ADDRESSES_FIX = (
+    "`docker network prune` removes those that nothing uses; default-address-pools in /etc/docker/daemon.json adds some"
+)
 
 
 class DockerRuntime:
-    """Runs the image itself: one container per host, one network per job, `/opt/ml` bind-mounted."""
+    """Runs the image itself: one container per host, `/opt/ml` bind-mounted.
+
+    Hosts that must find each other have a network of their own. All others share one, in which no container reaches
+    another: an engine has addresses for some 30 networks.
+    """
 
     name = "docker"
 
     def __init__(self, home: Path) -> None:
         self._client = docker.from_env(timeout=START_SECONDS)
         self._labels = {HOME_LABEL: str(home)}
+        self._mark = hashlib.sha256(str(home).encode()).hexdigest()[:8]  # other homes have jobs of the same name
         self._lock = threading.Lock()
         self._door = Door()
         self.listen_hosts = ("127.0.0.1", *bridge_addresses(self._client.networks.get("bridge").attrs))
@@ -47,7 +57,7 @@ class DockerRuntime:
             "environment": dict(spec.environment) | ({BIND_TO_PORT: str(port)} if port != DEFAULT_PORT else {}),
             "labels": self._labels,
             "mounts": self._mounts(spec),
-            "name": spec.name,
+            "name": f"{spec.name}-{self._mark}",
             "shm_size": "1g",
             "extra_hosts": {"host.docker.internal": "host-gateway"},
         }
@@ -60,9 +70,10 @@ class DockerRuntime:
         if self._has_gpus:
             options["device_requests"] = [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])]
         try:
-            self._ensure_network(spec)
-            options["network"] = spec.network
-            options["networking_config"] = {spec.network: self._client.api.create_endpoint_config(aliases=[spec.alias])}
+            network = self._ensure_network(spec)
+            aliases = [spec.alias] if spec.network else None
+            options["network"] = network
+            options["networking_config"] = {network: self._client.api.create_endpoint_config(aliases=aliases)}
             container = self._client.containers.create(spec.image, **options)
         except docker.errors.ImageNotFound as error:
             raise ContainerStartError(
@@ -83,17 +94,31 @@ class DockerRuntime:
             mounts.append(docker.types.Mount(str(target), str(mount.source), type="bind", read_only=mount.read_only))
         return mounts
 
-    def _ensure_network(self, spec: ContainerSpec) -> None:
+    def _ensure_network(self, spec: ContainerSpec) -> str:
+        """Its name; created where it is not there yet.
+
+        Raises:
+            ContainerStartError: this engine has no addresses left.
+        """
+        name = f"{spec.network or ('slipway-isolated' if spec.isolated else 'slipway')}-{self._mark}"
+        options = {} if spec.network else {NO_CONTACT: "false"}
         with self._lock:
-            if not self._client.networks.list(names=[f"^{spec.network}$"]):
-                self._client.networks.create(spec.network, internal=spec.isolated, labels=self._labels)
+            if self._client.networks.list(names=[f"^{name}$"]):
+                return name
+            try:
+                self._client.networks.create(name, internal=spec.isolated, labels=self._labels, options=options)
+            except docker.errors.APIError as error:
+                if "address pool" not in str(error):
+                    raise
+                raise ContainerStartError(f"{error.explanation}: {NO_ADDRESSES_FIX}") from error
+        return name
 
     def seen_path(self, opt_ml: OptMl, path: Path) -> Path:
         """`/opt/ml/...`: that is where the tree is mounted."""
         return BASE_DIR / path.relative_to(opt_ml.base)
 
     def remove_network(self, network: str) -> None:
-        for found in self._client.networks.list(names=[f"^{network}$"]):
+        for found in self._client.networks.list(names=[f"^{network}-{self._mark}$"]):
             with contextlib.suppress(docker.errors.APIError):
                 found.remove()
 
@@ -194,8 +219,8 @@ class DockerContainer:
         if published:
             self.address = ("127.0.0.1", int(published[0]["HostPort"]))
         else:  # an internal network publishes nothing, but this machine is on its bridge
-            networks = self._container.attrs["NetworkSettings"]["Networks"]
-            self.address = (networks[self.spec.network]["IPAddress"], self._port)
+            (network,) = self._container.attrs["NetworkSettings"]["Networks"].values()
+            self.address = (network["IPAddress"], self._port)
         threading.Thread(target=self._follow, name=f"log {self.spec.name}", daemon=True).start()
 
     @property

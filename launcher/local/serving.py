@@ -54,8 +54,8 @@ class ModelServer:
         self._model = model
         self._plan = plan
         self._directory = platform.jobs_directory / "serving" / plan.name
-        self._network = f"slipway-{plan.name}"
         self.definitions = container_definitions(model)
+        self._network = f"slipway-{plan.name}" if len(self.definitions) > 1 else ""
         self.containers: list[ServedContainer] = []
         self._multi_models: dict[str, MultiModels] = {}
 
@@ -89,7 +89,7 @@ class ModelServer:
         if len(ports) > 1:
             shared = {contract.BIND_TO_PORT: str(port), contract.SAFE_PORT_RANGE: f"{min(ports)}-{max(ports) + 100}"}
         return ContainerSpec(
-            name=f"{self._network}-{hostname}",
+            name=f"slipway-{self._plan.name}-{hostname}",
             image=definition["Image"],
             argument=SERVE,
             opt_ml=tree,
@@ -199,7 +199,8 @@ class ModelServer:
         stop_all([served.container for served in self.containers], grace_seconds)
         for served in self.containers:
             served.log.close()
-        self._platform.runtime.remove_network(self._network)
+        if self._network:
+            self._platform.runtime.remove_network(self._network)
         self._platform.runtime.reclaim(self._directory, self.definitions[0]["Image"])
         artifacts.remove_tree(self._directory)
 

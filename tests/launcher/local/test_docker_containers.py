@@ -263,6 +263,40 @@ def test_a_name_that_is_taken_is_a_start_error(image, tmp_path):
         runtime.remove_leftovers()
 
 
+def test_two_homes_have_jobs_of_one_name(image, tmp_path):
+    from container.contract import OptMl
+    from launcher.local.containers import ContainerSpec
+    from launcher.local.docker_containers import DockerRuntime
+
+    homes = [tmp_path / "a", tmp_path / "b"]
+    runtimes = [DockerRuntime(home) for home in homes]
+    spec = ContainerSpec("slipway-digits-1", image, "train", OptMl(tmp_path), {}, ("sleep",), ("60",), "slipway-digits")
+    try:
+        running = [runtime.start(spec, lambda line: None) for runtime in runtimes]
+        runtimes[0].remove_leftovers()
+        assert running[0].wait(30) == 137
+        assert running[1].exit_code is None
+    finally:
+        for runtime in runtimes:
+            runtime.remove_leftovers()
+
+
+def test_an_engine_without_addresses_is_told_with_what_to_do(image, tmp_path, monkeypatch):
+    from docker.errors import APIError
+    from docker.models.networks import NetworkCollection
+
+    from container.contract import OptMl
+    from launcher.local.containers import ContainerSpec, ContainerStartError
+    from launcher.local.docker_containers import DockerRuntime
+
+    def refuse(*_, **__):
+        raise APIError("500", explanation="all predefined address pools have been fully subnetted")
+
+    monkeypatch.setattr(NetworkCollection, "create", refuse)  # to use them up would be felt by all others here
+    with pytest.raises(ContainerStartError, match="fully subnetted: `docker network prune` removes"):
+        DockerRuntime(tmp_path).start(ContainerSpec("slipway-x", image, "serve", OptMl(tmp_path)), lambda line: None)
+
+
 def test_a_killed_server_leaves_no_container_behind(own, training_request):
     aws = own()
     request = training_request({"sleep": "600"}, AlgorithmSpecification=FAKE_PROGRAM)
@@ -299,7 +333,13 @@ def test_a_variant_of_several_containers_shares_the_requests_scales_and_ends_wit
     with ThreadPoolExecutor(6) as executor:
         seen = list(executor.map(lambda _: json.loads(aws.invoke("three", b"see")["Body"].read()), range(60)))
     assert len({answer["environ"]["HOSTNAME"] for answer in seen}) == 3
-    assert len(container_ids(aws)) == 3
+    first, second, _ = container_ids(aws)
+    assert (
+        len(docker("network", "ls", "--quiet", "--filter", f"label=slipway.home={aws.server.home}").stdout.split()) == 1
+    )
+    (network,) = json.loads(docker("inspect", second).stdout)[0]["NetworkSettings"]["Networks"].values()
+    connect = f"import socket; socket.create_connection(({network['IPAddress']!r}, 8080), timeout=1)"
+    assert "timed out" in docker("exec", first, "python3", "-c", connect).stderr
     change = {"EndpointName": "three", "DesiredWeightsAndCapacities": [{"VariantName": "A", "DesiredInstanceCount": 1}]}
     aws.sagemaker.update_endpoint_weights_and_capacities(**change)
     aws.wait_for(lambda: container_ids(aws), lambda ids: len(ids) == 1)

@@ -24,7 +24,7 @@ from launcher.local.logs import LineSplitter
 START_SECONDS = 120  # per call to the engine; an engine under load is slow
 NO_CONTACT = "com.docker.network.bridge.enable_icc"
 NO_ADDRESSES_FIX = (
-    "`docker network prune` removes those that nothing uses; default-address-pools in /etc/docker/daemon.json adds some"
+    "`docker network prune` removes those that nothing uses; default-address-pools in daemon.json adds some"
 )
 
 

@@ -254,6 +254,7 @@ INVOCATION_TIMEOUT_SECONDS = 60  # real time
 BATCH_INVOCATION_TIMEOUT_SECONDS = 3600  # ModelClientConfig.InvocationsTimeoutInSeconds' maximum
 REALTIME_PAYLOAD_BYTES = 25 * 1024 * 1024  # "Inference options": 25 MB; the service model still says 6 MiB
 SERVERLESS_PAYLOAD_BYTES = 4 * 1024 * 1024
+SERVERLESS_IMAGE_BYTES = 10 * 10**9  # "Deploy models with Amazon SageMaker Serverless Inference": 10 GB
 ASYNC_PAYLOAD_BYTES = 1024 * 1024 * 1024  # of the object in S3
 BATCH_PAYLOAD_BYTES = 100 * 1024 * 1024  # MaxPayloadInMB's maximum
 DEFAULT_MAX_PAYLOAD_IN_MB = 6

@@ -3,7 +3,7 @@
 import re
 import time
 
-from container.contract import ACCEPT_BIND_TO_PORT_LABEL, BASE_DIR, COMPAT_DIR
+from container.contract import ACCEPT_BIND_TO_PORT_LABEL, BASE_DIR, COMPAT_DIR, SERVERLESS_IMAGE_BYTES
 from launcher.check.bench import SERVE, TRAIN, Bench, healthy_server
 from launcher.check.started import handles_sigterm, tail, wait_until_healthy
 from launcher.check.target import (
@@ -19,7 +19,6 @@ from launcher.check.target import (
 from launcher.check.training import largest_child, stopped_training
 
 UNKNOWN_COMMAND = "slipway-no-such-command"
-SERVERLESS_IMAGE_BYTES = 10 * 10**9  # "Deploy models with Serverless Inference": at most 10 GB
 SHELL_OPTIONS = re.compile(r"-\w*c$")  # -c, -lc, -ec: what follows is a script
 ZOMBIE_SECONDS = 2
 READ_PROCESSES = 'for file in /proc/[0-9]*/stat; do read -r line 2>/dev/null < "$file" && echo "$line"; done; true'

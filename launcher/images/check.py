@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
-from container.contract import BASE_DIR
+from container.contract import BASE_DIR, SERVERLESS_IMAGE_BYTES
 from launcher.account.secrets import secrets_of
 from launcher.config.images import Image
 from launcher.console import size_text
@@ -16,7 +16,6 @@ from launcher.images.registry import INDEXES
 
 logger = logging.getLogger(__name__)
 
-SERVERLESS_BYTES = 10 * 1024**3  # "Deploy models with Amazon SageMaker Serverless Inference": 10 GB
 LARGEST_LAYERS = 3
 SHELLS = ("/bin/sh", "/bin/bash", "sh", "bash")
 ARM_FAMILY = re.compile(r"ml\.(?:[cmrxt]\d+g[dn]?|g5g|inf\d+g|im4gn|is4gen|a1)[a-z]*\.")
@@ -108,7 +107,7 @@ def _sizes(size: int, history: list[dict[str, Any]], image: Image) -> Iterator[F
         yield Finding("size", "fail", text, "leave packages out, or raise images.….max_size_gb")
     else:
         yield Finding("size", "ok", text)
-    if size > SERVERLESS_BYTES:
+    if size > SERVERLESS_IMAGE_BYTES:
         detail = f"{size_text(size)} is above the 10 GB of serverless endpoints"
         yield Finding("serverless size", "warn", detail, "use a CPU build of torch for a serverless image")
     else:

@@ -45,7 +45,7 @@ class ContainerSpec:
     isolated: bool = False
     read_only: tuple[Path, ...] = ()  # directories below opt_ml that the container must not write
     mounts: tuple[Mount, ...] = ()
-    memory_mb: int = 0  # a limit; 0: none. Processes have none, as torch reserves far more than it uses
+    memory_mb: int = 0  # of a serverless endpoint's container; processes are not held to it, as torch reserves too much
 
     @property
     def command(self) -> tuple[str, ...]:

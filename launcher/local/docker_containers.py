@@ -16,7 +16,7 @@ import docker.models.containers
 import docker.types
 import requests
 
-from container.contract import BASE_DIR, BIND_TO_PORT, DEFAULT_PORT, OptMl
+from container.contract import BASE_DIR, BIND_TO_PORT, DEFAULT_PORT, SERVERLESS_IMAGE_BYTES, OptMl
 from launcher.local.client import HOME_LABEL, LOCAL_IMAGES_FIX
 from launcher.local.containers import LAST_LINES, ContainerSpec, ContainerStartError, Door
 from launcher.local.logs import LineSplitter
@@ -63,12 +63,13 @@ class DockerRuntime:
         }
         if spec.argument == "serve":
             options["ports"] = {f"{port}/tcp": ("127.0.0.1", None)}
-        if spec.memory_mb:
+        if spec.memory_mb:  # serverless
             options["mem_limit"] = f"{spec.memory_mb}m"
+            self._refuse_large(spec.image)
+        elif self._has_gpus:
+            options["device_requests"] = [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])]
         if spec.entrypoint:
             options["entrypoint"] = list(spec.entrypoint)
-        if self._has_gpus:
-            options["device_requests"] = [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])]
         try:
             network = self._ensure_network(spec)
             aliases = [spec.alias] if spec.network else None
@@ -83,6 +84,14 @@ class DockerRuntime:
         except docker.errors.APIError as error:
             raise ContainerStartError(str(error.explanation or error)) from error
         return _started(DockerContainer(spec, container, port, write_line))
+
+    def _refuse_large(self, image: str) -> None:
+        with contextlib.suppress(docker.errors.ImageNotFound):  # told at the start
+            size = self._client.images.get(image).attrs["Size"]
+            if size > SERVERLESS_IMAGE_BYTES:
+                raise ContainerStartError(
+                    f"{image} has {size / 1e9:.1f} GB; a serverless endpoint's image at most 10 GB"
+                )
 
     def _mounts(self, spec: ContainerSpec) -> list[docker.types.Mount]:
         mounts = [docker.types.Mount(str(BASE_DIR), str(spec.opt_ml.base), type="bind")]

@@ -16,7 +16,6 @@ from launcher.local.store import MODEL, Document
 
 MAX_INVOCATIONS = 10_000  # at once on a variant: the HTTP server's threads are the limit
 SERVERLESS_STARTUP_SECONDS = 180  # "model download plus first healthy ping within 3 minutes"
-SERVERLESS_PAYLOAD_BYTES = 4 * 2**20  # request and response
 
 
 class Variant:
@@ -99,7 +98,7 @@ class Variant:
             raise RuntimeValidationError(
                 f"Variant {self.name} has no model of its own: name an inference component (InferenceComponentName)."
             )
-        if self.serverless and len(invocation.body) > SERVERLESS_PAYLOAD_BYTES:
+        if self.serverless and len(invocation.body) > contract.SERVERLESS_PAYLOAD_BYTES:
             raise RuntimeValidationError("Body exceeds 4 MB, the limit of a serverless endpoint.")
         if not self._free_slots.acquire(blocking=False):
             raise Throttled(f"Rate exceeded: variant {self.name} takes {self.serverless['MaxConcurrency']} at a time.")
@@ -116,7 +115,7 @@ class Variant:
     def invoke(self, instance: Instance, invocation: Invocation) -> Reply:
         """The model's answer; errors as `Calls.invoke`; ModelError for one too large for serverless inference."""
         reply = self.fleet.calls.invoke(instance, invocation)
-        if self.serverless and len(reply.body) > SERVERLESS_PAYLOAD_BYTES:
+        if self.serverless and len(reply.body) > contract.SERVERLESS_PAYLOAD_BYTES:
             text = f"The answer of {len(reply.body)} bytes is over 4 MB."
             raise self.fleet.calls.model_error(instance.server.containers[0], reply.status, text)
         return reply

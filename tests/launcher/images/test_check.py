@@ -67,7 +67,7 @@ def test_an_image_over_its_budget_is_refused(findings):
 
 
 def test_c144_an_image_too_large_for_serverless_is_told(findings, monkeypatch):
-    monkeypatch.setattr("launcher.images.check.SERVERLESS_BYTES", 1000)
+    monkeypatch.setattr("launcher.images.check.SERVERLESS_IMAGE_BYTES", 1000)
     found = findings(GOOD)["serverless size"]
     assert found.status == "warn"
     assert "above the 10 GB" in found.detail

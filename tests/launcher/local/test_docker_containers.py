@@ -281,6 +281,25 @@ def test_two_homes_have_jobs_of_one_name(image, tmp_path):
             runtime.remove_leftovers()
 
 
+def test_a_serverless_container_has_no_gpu_and_an_image_of_ten_gigabytes_at_most(image, tmp_path, monkeypatch):
+    from container.contract import OptMl
+    from launcher.local import docker_containers
+    from launcher.local.containers import ContainerSpec, ContainerStartError
+
+    runtime = docker_containers.DockerRuntime(tmp_path)
+    runtime._has_gpus = True  # this machine's engine refuses whoever asks for one
+    spec = ContainerSpec("slipway-serverless", image, "serve", OptMl(tmp_path), {}, ("sleep",), ("60",), memory_mb=1024)
+    try:
+        with pytest.raises(ContainerStartError, match="gpu"):
+            runtime.start(replace(spec, memory_mb=0), lambda line: None)
+        assert runtime.start(spec, lambda line: None).stop(0) == 137
+        monkeypatch.setattr(docker_containers, "SERVERLESS_IMAGE_BYTES", 1000)
+        with pytest.raises(ContainerStartError, match="GB; a serverless endpoint's image at most 10 GB"):
+            runtime.start(spec, lambda line: None)
+    finally:
+        runtime.remove_leftovers()
+
+
 def test_an_engine_without_addresses_is_told_with_what_to_do(image, tmp_path, monkeypatch):
     from docker.errors import APIError
     from docker.models.networks import NetworkCollection

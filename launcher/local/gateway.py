@@ -32,6 +32,7 @@ Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 SCOPE = re.compile(r"Credential=[^/,]+/\d+/[^/,]+/([^/,]+)/aws4_request")
 PRESIGNED_SCOPE = re.compile(r"X-Amz-Credential=[^&]+?%2F\d+%2F[^&]+?%2F([^&]+?)%2Faws4_request")
+UNSIGNED_INVOCATION = re.compile(r"POST /endpoints/[^/]+/(async-)?invocations(-response-stream)?")
 JSON_TYPE = "application/x-amz-json-1.1"
 READ_METHODS = ("GET", "HEAD", "OPTIONS")
 ADMIN_PREFIX = "/_local/"
@@ -156,12 +157,14 @@ class Gateway:
 
 
 def signed_service(environ: Environ) -> str:
-    """The service of a request's credential scope; unsigned requests are S3's."""
+    """The service of a request's credential scope; unsigned requests are S3's, and curl's invocations."""
     match = SCOPE.search(environ.get("HTTP_AUTHORIZATION", "")) or PRESIGNED_SCOPE.search(
         environ.get("QUERY_STRING", "")
     )
     if match:
         return match[1]
+    if UNSIGNED_INVOCATION.fullmatch(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"):
+        return "sagemaker"
     return "" if environ.get("HTTP_X_AMZ_TARGET") or environ.get("HTTP_AUTHORIZATION") else "s3"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -35,6 +36,13 @@ def test_an_endpoint_answers_with_the_containers_body_and_headers(aws, model, en
     assert answer["ContentType"] == "text/plain"
     assert answer["InvokedProductionVariant"] == "A"
     assert answer["CustomAttributes"] == "from-container"
+
+
+def test_curl_needs_no_signature(aws, model, endpoint):
+    url = f"{aws.server.url}/endpoints/{endpoint({'A': model()})}/invocations"
+    request = urllib.request.Request(url, b"hello", {"Content-Type": "text/plain"})
+    with urllib.request.urlopen(request) as answer:
+        assert answer.read() == b"HELLO"
 
 
 def test_the_container_sees_the_callers_headers_and_the_unpacked_model(aws, model, endpoint):

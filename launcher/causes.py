@@ -219,7 +219,8 @@ CAUSES = (
         "arguments",
         "the script does not take a hyperparameter it was given",
         r"unrecognized arguments|the following arguments are required|error: argument .{0,80}invalid",
-        "compare training.hyperparameters with the script's argparse; parse_known_args() lets others pass",
+        "compare training.hyperparameters with the script's argparse; parse_known_args() lets others pass; an "
+        "option with action='store_true' takes no value, and each hyperparameter brings one",
     ),
     Cause(
         "labels",

@@ -7,7 +7,8 @@ from typing import Any
 from launcher.causes import CAUSES, STOPPED, Cause
 
 EVIDENCE_LINES = 5
-VAGUE = frozenset({"memory", "exception", "ping"})  # what an exit code or a health check says: less than the log does
+VAGUE = frozenset({"memory", "exception", "ping", "handler"})  # exit codes, statuses: they say less than the log does
+RAISED = CAUSES[-1]
 OWN_WORDS = re.compile(r"serve cannot start \[(?P<code>[\w-]+)\]:? ?.*?; fix: (?P<fix>.*)")
 
 
@@ -36,7 +37,7 @@ class Explanation:
         """The cause and the fix for somebody who has just read the reason and the log."""
         if self.cause is None:
             return []
-        shown = [line for line in self.evidence[:1] if line not in self.reason]
+        shown = [line for line in self.evidence if line not in self.reason][:1]
         return [
             f"cause: {self.cause.title} ({self.cause.code})",
             *(f"  {line}" for line in shown),
@@ -68,7 +69,8 @@ def explain(name: str, status: str, description: dict[str, Any], written: list[s
     if not found:
         return Explanation(name, status, reason, None, tuple(written[-EVIDENCE_LINES:]), ())
     cause, evidence = found[0]
-    more = [line for line in _evidence(cause, written) if line not in evidence]
+    raised = _evidence(RAISED, written) if cause.code == "handler" else []
+    more = [line for line in (*raised, *_evidence(cause, written)) if line not in evidence]
     also = tuple(
         dict.fromkeys(other.title for other, _ in found[1:] if other is not cause and other.code != "exception")
     )

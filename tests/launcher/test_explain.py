@@ -96,6 +96,13 @@ def test_a_cause_is_recognised_in_the_log(code):
     assert found.evidence == (f"[algo-1] {SAMPLES[code]}",)
 
 
+def test_a_failed_record_is_explained_by_what_the_handler_raised():
+    reason = "AlgorithmError: 1 of 1 input objects failed: in.csv: Bad HTTP status received from algorithm: 500"
+    found = explained(description(reason), lines("Traceback (most recent call last):", "ValueError: no column 'age'"))
+    assert found.cause.code == "handler"
+    assert found.advice()[1] == "  [algo-1] ValueError: no column 'age'"
+
+
 def test_ordinary_log_lines_are_no_cause():
     ordinary = lines("epoch=3 step=66 train:loss=0.47;", "loaded 1,437 images", "information about the nan-free run")
     found = explained(description("AlgorithmError: , exit code: 1"), ordinary)

@@ -47,6 +47,9 @@ _HINTS = {
         "the volume is full: raise VolumeSizeInGB, or keep fewer checkpoints"
     ),
     r"No module named": "put the package into requirements.txt beside the script, or into the image",
+    r"unrecognized arguments: (True|False)": (
+        "a hyperparameter is an option with a value; in place of action='store_true' give it type=ast.literal_eval"
+    ),
     r"unrecognized arguments|unknown hyperparameter": "compare the job's hyperparameters with what the program takes",
     r"no kernel image is available|CUDA driver version is insufficient|forward compatibility": (
         "the host's driver does not suit the image's CUDA: use a newer instance family or an older CUDA image"

@@ -1,6 +1,8 @@
 """Which program a training job runs, and getting a user's code to where it can run."""
 
+import logging
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ from container.contract import decode_hyperparameter
 from container.train.environment import TrainingEnvironment
 from container.train.hyperparameters import HyperparameterError
 from container.train.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 BUILTIN_MODULE = "container.train.classify"
 DEFAULT_SCRIPT = "train.py"
@@ -58,7 +62,16 @@ def find_program(environment: TrainingEnvironment, environ: Mapping[str, str]) -
     program = Program(named or DEFAULT_SCRIPT, _kind(directory, named or DEFAULT_SCRIPT), directory)
     _check(program)
     _install_requirements(program)
+    if program.kind == "script":
+        _warn_of_bool((directory / program.name).read_text("utf-8", "replace"), environment)
     return program
+
+
+def _warn_of_bool(script: str, environment: TrainingEnvironment) -> None:
+    """Say it where a script is told False and will take it for True: bool("False") is."""
+    for name in (name for name, value in environment.hyperparameters.items() if value is False):
+        if re.search(rf"""["']--{re.escape(name)}["'][^)]*\btype\s*=\s*bool\b""", script):
+            logger.warning("--%s False is True to the script: of argparse use type=ast.literal_eval, not bool", name)
 
 
 def check_builtin_job(environment: TrainingEnvironment) -> None:

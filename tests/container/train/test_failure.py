@@ -99,6 +99,7 @@ def test_torchruns_own_sigterm_never_wins_over_the_signal_that_started_it():
         (rank_error(type="OutOfMemoryError", message="CUDA out of memory."), "OutOfMemoryError: CUDA", "batch_size"),
         (rank_error(type="OSError", message="[Errno 28] No space left on device"), "OSError: [Errno 28]", "VolumeSize"),
         (rank_error(type="ModuleNotFoundError", message="No module named 'x'"), "ModuleNotFound", "requirements.txt"),
+        (rank_error(type="SystemExit", message="unrecognized arguments: True"), "SystemExit: ", "action='store_true'"),
         (rank_error(type="RuntimeError", message="worker is killed by signal: Bus error"), "Runtime", "shared memory"),
     ],
 )  # fmt: skip

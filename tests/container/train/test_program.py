@@ -34,6 +34,19 @@ def find(write_opt_ml, monkeypatch, tmp_path):
     return run
 
 
+def test_a_false_that_argparse_would_take_for_true_is_told(find, write_opt_ml, caplog):
+    write_opt_ml({}).code.mkdir(parents=True)
+    script = """
+parser.add_argument("--amp", default=True, type=bool)
+parser.add_argument('--flip', type = bool)
+parser.add_argument("--resume", type=ast.literal_eval)
+"""
+    (write_opt_ml({}).code / "train.py").write_text(script)
+    find({"amp": "false", "flip": "true", "resume": "false"})
+    (warning,) = caplog.messages
+    assert warning.startswith("--amp False is True to the script")
+
+
 def test_without_any_script_the_built_in_program_runs(find):
     assert find()[0].kind == "builtin"
     assert (

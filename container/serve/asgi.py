@@ -19,6 +19,7 @@ from container.serve.front import Front
 from container.serve.metrics import INVOKE_MODEL_ROUTE, MODELS_ROUTE
 from container.serve.service import Service
 from container.serve.spool import SPOOL_BYTES, WRITE_BYTES, Spool
+from container.serve.waiting import FEW_BYTES, Share, Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,11 @@ class Door:
         self.conversations = Conversations(service)
         self._streams = ThreadPoolExecutor(STREAM_THREADS, thread_name_prefix="stream")
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
+        self.waiting = Waiting(service.plan.max_waiting_bytes)
         self.body_bytes = min(SPOOL_BYTES, service.plan.max_request_bytes)
         """A body that is larger comes the way of ASGI, which keeps it on disk, or refuses it."""
+        self.few_bytes = min(FEW_BYTES, self.body_bytes)
+        """Of a body that is larger account is kept."""
         self._front: Front | None = None
 
     def front(self) -> Front:
@@ -98,20 +102,25 @@ class Door:
         if announced.isdecimal() and int(announced) > self.service.plan.max_request_bytes:
             await self.send(self.refused(self.service.too_large(int(announced)), model), receive, send)
             return
+        share = Share(self.waiting)
         try:
-            body = await read_body(receive, self.service, self._disk)
+            body = await read_body(receive, self.service, share, self._disk)
+            if isinstance(body, bytes):
+                await self._compute(Request("POST", scope["path"], headers, body), model, receive, send)
+            elif body is not None:  # else the client left
+                await self._compute_spooled(Request("POST", scope["path"], headers), body, model, receive, send)
         except ServeError as error:
             await self.send(self.refused(error, model), receive, send)
-            return
-        if body is None:  # the client left
-            return
-        if isinstance(body, bytes):
-            await self._compute(Request("POST", scope["path"], headers, body), model, receive, send)
-            return
-        try:
-            await self._compute(Request("POST", scope["path"], headers), model, receive, send, body)
         finally:
-            await asyncio.get_running_loop().run_in_executor(self._disk, body.close)  # where nobody has read it
+            share.release()
+
+    async def _compute_spooled(
+        self, request: Request, spool: Spool, model: str | None, receive: Receive, send: Send
+    ) -> None:
+        try:
+            await self._compute(request, model, receive, send, spool)
+        finally:
+            await asyncio.get_running_loop().run_in_executor(self._disk, spool.close)  # where nobody has read it
 
     async def _compute(
         self, request: Request, model: str | None, receive: Receive, send: Send, spool: Spool | None = None
@@ -186,17 +195,17 @@ class FutureWaiter:
             self.answer.set_result(response)
 
 
-async def read_body(receive: Receive, service: Service, disk: Executor) -> bytes | Spool | None:
+async def read_body(receive: Receive, service: Service, share: Share, disk: Executor) -> bytes | Spool | None:
     """The whole request body; from `SPOOL_BYTES` on in a file, which threads of `disk` write: the loop never waits.
 
-    None where the client left before its end.
+    None where the client left before its end. `share` holds what lies in memory.
 
     Raises:
         BodyTooLarge: it is over the server's limit.
-        Unavailable: it cannot be kept on disk.
+        Unavailable: it cannot be kept, in memory or on disk.
     """
     limit = service.plan.max_request_bytes
-    pieces, more = await _next_piece(receive, min(limit, SPOOL_BYTES) + 1)
+    pieces, more = await _next_piece(receive, min(limit, SPOOL_BYTES) + 1, share)
     if pieces is not None and len(pieces) > limit:
         raise service.too_large(len(pieces))
     if not more:
@@ -206,33 +215,36 @@ async def read_body(receive: Receive, service: Service, disk: Executor) -> bytes
     try:
         while pieces is not None:
             await run(spool.write, pieces)
+            share.release()
             if spool.length > limit:
                 raise service.too_large(spool.length)
             if not more:
                 whole = True
                 return spool
-            pieces, more = await _next_piece(receive, WRITE_BYTES)
+            pieces, more = await _next_piece(receive, WRITE_BYTES, share)
         return None
     finally:
         if not whole:
             await run(spool.close)
 
 
-async def _next_piece(receive: Receive, size: int) -> tuple[bytes | None, bool]:
+async def _next_piece(receive: Receive, size: int, share: Share) -> tuple[bytes | None, bool]:
     """At least `size` bytes of the body, or all that is left of it; and whether more follows.
 
     None where the client left.
+
+    Raises:
+        Unavailable: memory holds too much of others already.
     """
-    message = await receive()
-    if message["type"] == "http.request" and (not message.get("more_body", False) or len(message["body"]) >= size):
-        return message["body"], message.get("more_body", False)
-    piece = io.BytesIO()  # grows in place, and hands out what it holds without a copy
-    while message["type"] == "http.request":
-        piece.write(message["body"])
-        more = message.get("more_body", False)
-        if not more or piece.tell() >= size:
-            return piece.getvalue(), more
-        message = await receive()
+    pieces = io.BytesIO()  # grows in place, and hands out what it holds without a copy
+    while (message := await receive())["type"] == "http.request":
+        piece, more = message["body"], message.get("more_body", False)
+        share.add(len(piece))
+        if not pieces.tell() and (not more or len(piece) >= size):
+            return piece, more
+        pieces.write(piece)
+        if not more or pieces.tell() >= size:
+            return pieces.getvalue(), more
     return None, False
 
 

@@ -78,8 +78,14 @@ class Call:
             self.request = replace(self.request, body=self.spool.read())
 
     def let_go_of_body(self) -> None:
-        """And of what was made of it; the answer is there."""
+        """And of what was made of it: nobody will look at it again."""
         self.request, self.data = replace(self.request, body=b""), None
+
+    def cancel(self) -> None:
+        """Nobody waits any more: what has not begun never will, and need not keep its body until its turn comes."""
+        self.cancelled = True
+        if not self.started:  # who begins looks again, after saying so
+            self.let_go_of_body()
 
 
 def _nothing() -> None:

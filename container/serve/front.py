@@ -69,7 +69,7 @@ class Front:
     def forget(self, waiter: Waiter) -> None:
         """Nobody waits any more: work that has not begun is dropped."""
         if waiter in self._waiting:
-            waiter.call.cancelled = True
+            waiter.call.cancel()
             self._waiting.remove(waiter)
 
     def deliver(self, waiter: Waiter, response: Response) -> None:
@@ -137,7 +137,7 @@ class Front:
         """Answer what is past its deadline; called every moment while requests wait."""
         limit = self._service.plan.request_timeout_seconds
         for waiter in [waiter for waiter in self._waiting if self._service.age(waiter.call) > limit]:
-            waiter.call.cancelled = True
+            waiter.call.cancel()
             self._take(waiter, self._service.deadline_exceeded(waiter.call).response())
         self._looking = bool(self._waiting)
         if self._looking:

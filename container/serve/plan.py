@@ -30,6 +30,7 @@ TORCH_THREADS = "SLIPWAY_TORCH_THREADS"
 DECODE_THREADS = "SLIPWAY_DECODE_THREADS"
 MAX_BATCH_SIZE = "SLIPWAY_MAX_BATCH_SIZE"
 MAX_QUEUE_VARIABLE = "SLIPWAY_MAX_QUEUE"
+MAX_WAITING_BYTES = "SLIPWAY_MAX_WAITING_BYTES"
 MAX_REQUEST_BYTES_VARIABLE = "SLIPWAY_MAX_REQUEST_BYTES"
 SESSIONS_PATH = "SAGEMAKER_SESSIONS_PATH"  # this and the next: names of AWS's model hosting container library
 SESSIONS_EXPIRATION = "SAGEMAKER_SESSIONS_EXPIRATION"
@@ -39,6 +40,7 @@ MODEL_MEMORY_BYTES = "SLIPWAY_MODEL_MEMORY_BYTES"
 MAX_PROCESS_MEMORY_BYTES = "SLIPWAY_MAX_PROCESS_MEMORY_BYTES"
 PROCESSES_SHARE = 0.85  # of the memory is for the processes; one that takes more than its part of it is replaced
 QUICK_HANDLERS = "SLIPWAY_QUICK_HANDLERS"  # "true": the user's functions never wait; see quick.py
+WAITING_SHARE = 0.125  # of the memory is for bodies that have come and have no answer yet
 PAGE = "SLIPWAY_PAGE"  # "true": a page to try the model with at /
 METRICS_VARIABLE = "SLIPWAY_METRICS"  # "false": nothing is counted
 MODEL_SERVER_TIMEOUT_SECONDS = "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS"
@@ -74,6 +76,8 @@ class ServerPlan:
     max_batch_size: int
     max_queue: int
     """Requests waiting in one process before the next gets 503."""
+    max_waiting_bytes: int
+    """Of bodies in one process's memory, before the next request whose body is not small gets 503."""
     max_request_bytes: int
     request_timeout_seconds: float
     worker_tmp_dir: str
@@ -137,6 +141,7 @@ def plan_server(machine: Machine, environ: Mapping[str, str], artifact_bytes: in
         decode_threads=_whole(environ, DECODE_THREADS) or min(beside, MAX_DECODE_THREADS),
         max_batch_size=_whole(environ, MAX_BATCH_SIZE) or 32,
         max_queue=_whole(environ, MAX_QUEUE_VARIABLE) or MAX_QUEUE,
+        max_waiting_bytes=_whole(environ, MAX_WAITING_BYTES) or int(machine.memory_bytes * WAITING_SHARE / processes),
         max_request_bytes=_whole(environ, MAX_REQUEST_BYTES_VARIABLE) or MAX_REQUEST_BYTES,
         request_timeout_seconds=float(timeout or contract.BATCH_INVOCATION_TIMEOUT_SECONDS + PATIENCE_SECONDS),
         worker_tmp_dir="/dev/shm" if machine.shm_writable else "/tmp",

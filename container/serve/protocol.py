@@ -21,8 +21,9 @@ from uvicorn.protocols.http.httptools_impl import (
 from container import contract
 from container.serve.asgi import Door
 from container.serve.call import Call
-from container.serve.exchange import HandlerFailed, Request, Response
+from container.serve.exchange import HandlerFailed, Request, Response, Unavailable
 from container.serve.front import Front
+from container.serve.waiting import Share
 
 INVOCATIONS = contract.INVOCATIONS_PATH.encode()
 HEALTH = contract.HEALTH_PATH.encode()
@@ -50,6 +51,7 @@ class Exchange:
         "response_complete",
         "path",
         "model",
+        "share",
     )
 
     call: Call
@@ -64,6 +66,8 @@ class Exchange:
         self.disconnected = self.response_complete = False
         self.body = b""
         self.length = 0
+        self.share: Share | None = None
+        """Of the memory for bodies that wait, where this one is not small."""
         self._pieces: io.BytesIO | None = None
 
     def add(self, piece: bytes) -> None:
@@ -124,6 +128,8 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._current is not None:
             self.front.forget(self._current)
+            if self._current.share is not None:
+                self._current.share.release()
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
         super().connection_lost(exc)
@@ -224,8 +230,8 @@ class Protocol(HttpToolsProtocol):
         if exchange is None:  # refused: the rest is read and dropped
             return
         exchange.add(body)
-        if exchange.length > self.app.body_bytes:
-            self._large(exchange, exchange.length)
+        if exchange.length > self.app.few_bytes:
+            self._hold(exchange, len(body))
 
     def on_message_complete(self) -> None:
         self._place = BETWEEN
@@ -242,6 +248,18 @@ class Protocol(HttpToolsProtocol):
         exchange.call = Call(exchange.request(), exchange.deliver)
         self.front.submit(exchange, exchange.model)
 
+    def _hold(self, exchange: Exchange, came: int) -> None:
+        """Take account of a body that is not small, and has grown; refuse it where there is no more memory for such."""
+        if exchange.length > self.app.body_bytes:
+            self._large(exchange, exchange.length)
+            return
+        if exchange.share is None:
+            exchange.share, came = Share(self.app.waiting), exchange.length
+        try:
+            exchange.share.add(came)
+        except Unavailable as error:
+            self.answer(exchange, self.app.refused(error, exchange.model))
+
     def _large(self, exchange: Exchange, length: int, expected: bool = False) -> None:
         """Refuse a body that is too large; one that goes to disk takes the ASGI way from here on.
 
@@ -254,6 +272,8 @@ class Protocol(HttpToolsProtocol):
             exchange.keep_alive = exchange.keep_alive and not expected  # else the body that is not sent would be missed
             self.answer(exchange, self.app.refused(self.app.service.too_large(length), exchange.model))
             return
+        if exchange.share is not None:
+            exchange.share.release()
         self.cycle = self._current = None  # type: ignore[assignment]
         self._receiving = False
         self._asgi_way()
@@ -266,6 +286,8 @@ class Protocol(HttpToolsProtocol):
     def answer(self, exchange: Exchange, response: Response) -> None:
         """Send the answer of the exchange at hand, and let the next request begin."""
         self._current = None
+        if exchange.share is not None:
+            exchange.share.release()
         if not isinstance(response.body, bytes):
             self._stream(exchange, response)
             return

@@ -169,7 +169,7 @@ class Service:
         call = Call(request, done)
         submit(call)
         if not answered.wait(self.plan.request_timeout_seconds):
-            call.cancelled = True
+            call.cancel()
             return call, self.deadline_exceeded(call).response()
         return call, answers[0]
 
@@ -273,8 +273,11 @@ class Service:
             call.let_go_of_body()
 
     def _make_ready(self, call: Call) -> bool:
-        """Decode a call; False where that failed and the call has its answer."""
+        """Decode a call; False where that failed and the call has its answer, or nobody waits for one."""
         call.started = time.monotonic()
+        if call.cancelled:
+            call.release()
+            return False
         return self._attempt(call, self._decode)
 
     def _decode(self, call: Call) -> None:

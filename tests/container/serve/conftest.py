@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import uvicorn
+import uvloop
 from waitress.server import create_server
 
 from container.model import ModelSignature, build_network, save_model
@@ -29,6 +32,7 @@ from container.serve.plan import Machine, plan_server
 from container.serve.predictor import load_predictor
 from container.serve.registry import Registry
 from container.serve.service import Service
+from container.serve.worker import Worker
 from launcher.local.containers import free_port
 
 CLASSES = tuple("abcdefghij")
@@ -190,6 +194,80 @@ def flask_server(artifact):
     thread.join(30)
     assert not thread.is_alive()
     service.stop()
+
+
+@pytest.fixture
+def serve(user_model):
+    """Serves a handler on a socket in this process; returns the port."""
+    running = []
+
+    def start(code, keep_alive=75, **environ):
+        plan = plan_server(Machine(1, 8 * 1024**3, 0, True), environ, 0)
+        health = Health(1)
+        service = Service(plan, health)
+        service.serve(load_predictor(user_model(code), {}, place_of(plan, "cpu")))
+        health.mark(health.claim(), State.READY)
+        listener = socket.create_server(("127.0.0.1", 0))
+        config = uvicorn.Config(Door(service), log_config=None, timeout_keep_alive=keep_alive, **Worker.CONFIG_KWARGS)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=uvloop.run, args=(server.serve([listener]),))
+        thread.start()
+        running.append((server, thread, service))
+        start.door = config.app
+        return listener.getsockname()[1]
+
+    yield start
+    for server, thread, service in running:
+        server.should_exit = True
+        thread.join(30)
+        service.stop()
+
+
+class Connection:
+    """A client's connection, with its answers in order."""
+
+    def __init__(self, port):
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self.file = self.socket.makefile("rb")
+
+    def send(self, *requests):
+        self.socket.sendall(b"".join(requests))
+
+    def answer(self):
+        """Status, headers and body of the next answer; None at the end of the connection."""
+        line = self.file.readline()
+        if not line:
+            return None
+        headers = {}
+        while (header := self.file.readline()) not in (b"\r\n", b""):
+            name, _, value = header.decode().partition(":")
+            headers[name] = value.strip()
+        if headers.get("transfer-encoding") == "chunked":
+            body = b""
+            while size := int(self.file.readline(), 16):
+                body += self.file.read(size)
+                self.file.readline()
+            self.file.readline()
+        else:
+            body = self.file.read(int(headers.get("content-length", 0)))
+        return int(line.split()[1]), headers, body
+
+    def close(self):
+        self.file.close()
+        self.socket.close()
+
+
+@pytest.fixture
+def connect():
+    clients = []
+
+    def connected(port):
+        clients.append(Connection(port))
+        return clients[-1]
+
+    yield connected
+    for client in clients:
+        client.close()
 
 
 class Server:

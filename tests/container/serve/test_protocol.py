@@ -1,27 +1,12 @@
 """HTTP as it comes over a connection: the short way, the ASGI way beside it, and both mixed on one connection."""
 
-import asyncio
 import json
 import socket
-import threading
 import time
-from unittest.mock import Mock
 
 import pytest
-import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from uvicorn import Config, Server
-from uvicorn.server import ServerState
-
-from container.serve.asgi import Door
-from container.serve.health import Health, State
-from container.serve.load import place_of
-from container.serve.plan import Machine, plan_server
-from container.serve.predictor import load_predictor
-from container.serve.protocol import Protocol
-from container.serve.service import Service
-from container.serve.worker import Worker
 
 ECHO = "def transform_fn(model, data, kind, accept): return data"
 SLEEPER = """
@@ -30,80 +15,6 @@ SLEEPER = """
         time.sleep(float(data.strip("[]")))
         return data
 """
-
-
-@pytest.fixture
-def serve(user_model):
-    """Serves a handler on a socket in this process; returns the port."""
-    running = []
-
-    def start(code, keep_alive=75, **environ):
-        plan = plan_server(Machine(1, 8 * 1024**3, 0, True), environ, 0)
-        health = Health(1)
-        service = Service(plan, health)
-        service.serve(load_predictor(user_model(code), {}, place_of(plan, "cpu")))
-        health.mark(health.claim(), State.READY)
-        listener = socket.create_server(("127.0.0.1", 0))
-        config = Config(Door(service), log_config=None, timeout_keep_alive=keep_alive, **Worker.CONFIG_KWARGS)
-        server = Server(config)
-        thread = threading.Thread(target=uvloop.run, args=(server.serve([listener]),))
-        thread.start()
-        running.append((server, thread, service))
-        start.door = config.app
-        return listener.getsockname()[1]
-
-    yield start
-    for server, thread, service in running:
-        server.should_exit = True
-        thread.join(30)
-        service.stop()
-
-
-class Client:
-    """A connection with its answers in order."""
-
-    def __init__(self, port):
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
-        self.file = self.socket.makefile("rb")
-
-    def send(self, *requests):
-        self.socket.sendall(b"".join(requests))
-
-    def answer(self):
-        """Status, headers and body of the next answer; None at the end of the connection."""
-        line = self.file.readline()
-        if not line:
-            return None
-        headers = {}
-        while (header := self.file.readline()) not in (b"\r\n", b""):
-            name, _, value = header.decode().partition(":")
-            headers[name] = value.strip()
-        if headers.get("transfer-encoding") == "chunked":
-            body = b""
-            while size := int(self.file.readline(), 16):
-                body += self.file.read(size)
-                self.file.readline()
-            self.file.readline()
-        else:
-            body = self.file.read(int(headers.get("content-length", 0)))
-        return int(line.split()[1]), headers, body
-
-    def close(self):
-        self.file.close()
-        self.socket.close()
-
-
-@pytest.fixture
-def connect():
-    clients = []
-
-    def connected(port):
-        clients.append(Client(port))
-        return clients[-1]
-
-    yield connected
-    for client in clients:
-        client.close()
 
 
 def post(body, path="/invocations", kind="application/json", extra=""):
@@ -138,7 +49,7 @@ def test_pipelined_requests_are_answered_in_their_order(serve, connect):
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_requests_may_arrive_in_any_pieces(data, pieces_port):
+def test_requests_may_arrive_in_any_pieces(data, pieces_port, connect):
     kinds = data.draw(st.lists(st.sampled_from("pdcq"), min_size=1, max_size=6))
     requests, expected = [], []
     for number, kind in enumerate(kinds):
@@ -150,7 +61,7 @@ def test_requests_may_arrive_in_any_pieces(data, pieces_port):
         expected.append(b"" if kind == "p" else body)
     stream = b"".join(requests)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
-    client = Client(pieces_port)
+    client = connect(pieces_port)
     client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
@@ -294,146 +205,6 @@ def test_an_idle_connection_is_closed_after_its_time_and_no_sooner(serve, connec
     assert client.answer() is None
 
 
-@pytest.mark.parametrize(
-    ("begun", "answers"),
-    [
-        (b"", []),
-        (b"POST /invocations HTTP/1.1\r\nHost:", [408]),
-        (b"GET /absent HTTP/1.1\r\nHost:", [408]),
-        (b"POST /invocations HTTP/1.1\r\nContent-Length: 10\r\n\r\n[1,", [408]),
-        (b"POST /invocations?way=asgi HTTP/1.1\r\nContent-Length: 10\r\n\r\n[1,", [408]),
-        (b"POST /invocations HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n[1,\r\n3\r\n", [408]),
-        (b"POST /invocations HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Trailer: ", [408]),
-        (b"POST /invocations HTTP/1.1\r\nContent-Length: 2000\r\n\r\n[1,", [413]),  # is over the limit
-        (post(b"[1]") + b"POST /invocations HTTP/1.1\r\n", [200, 408]),
-    ],
-)
-def test_a_client_that_sends_no_more_is_given_up(serve, connect, monkeypatch, begun, answers):
-    monkeypatch.setattr("container.serve.protocol.RECEIVE_SECONDS", 0.5)
-    client = connect(serve(ECHO, keep_alive=1, SLIPWAY_MAX_REQUEST_BYTES="1000"))
-    client.send(begun)
-    for status in answers:
-        assert client.answer()[0] == status
-    assert client.answer() is None
-
-
-class Clock:
-    """An event loop whose time goes on when it is told to."""
-
-    def __init__(self, loop):
-        self._loop = loop
-        self._now = 0.0
-        self._timers = []
-
-    def __getattr__(self, name):
-        return getattr(self._loop, name)
-
-    def time(self):
-        return self._now
-
-    def call_later(self, seconds, callback):
-        self._timers.append((self._now + seconds, callback))
-        return Mock()
-
-    def advance(self, seconds):
-        for _ in range(seconds):
-            self._now += 1
-            due = [callback for when, callback in self._timers if when <= self._now]
-            self._timers = [timer for timer in self._timers if timer[0] > self._now]
-            for callback in due:
-                callback()
-
-
-@pytest.fixture
-def connection(user_model):
-    """Runs what a client does with a connection whose clock it sets."""
-
-    def run(client):
-        plan = plan_server(Machine(1, 8 * 1024**3, 0, True), {}, 0)
-        service = Service(plan, Health(1))
-        service.serve(load_predictor(user_model(GATED), {}, place_of(plan, "cpu")))
-
-        async def main():
-            config = Config(Door(service), log_config=None, timeout_keep_alive=75, **Worker.CONFIG_KWARGS)
-            clock = Clock(asyncio.get_running_loop())
-            transport = Mock()
-            transport.is_closing.side_effect = lambda: transport.close.called
-            protocol = Protocol(config, ServerState(), {}, _loop=clock)
-            protocol.connection_made(transport)
-            await client(protocol, clock, transport)
-
-        asyncio.run(main())
-        service.stop()
-
-    return run
-
-
-GATED = """
-    import os, time
-    def transform_fn(model, data, kind, accept):
-        while data and not os.path.exists(data):
-            time.sleep(0.01)
-        return data
-"""
-
-
-async def until(condition):
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-def written(transport):
-    return b"".join(call.args[0] for call in transport.write.call_args_list)
-
-
-def test_a_body_may_take_as_long_as_it_likes_but_not_pause(connection):
-    async def client(protocol, clock, transport):
-        protocol.data_received(b"POST /invocations HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
-        for number in range(20):
-            clock.advance(59)
-            protocol.data_received(b"1\r\n7" if number % 2 else b"\r\n" * bool(number))
-            assert not transport.close.called
-        clock.advance(136)  # the timer may have been set for an idle connection
-        assert transport.close.called
-        assert written(transport).startswith(b"HTTP/1.1 408")
-
-    connection(client)
-
-
-def test_a_head_may_not_take_long_in_however_many_pieces(connection):
-    async def client(protocol, clock, transport):
-        clock.advance(70)
-        for byte in PING[:14]:
-            protocol.data_received(bytes([byte]))
-            clock.advance(9)
-        assert transport.close.called
-        assert written(transport).startswith(b"HTTP/1.1 408")
-
-    connection(client)
-
-
-@pytest.mark.parametrize("path", ["/invocations", "/invocations?way=asgi"])
-@pytest.mark.parametrize("half", [PING[:-10], post(b"[1]")[:-1]])
-def test_a_client_that_waits_for_an_answer_need_not_send_on(connection, tmp_path, path, half):
-    gate = tmp_path / "gate"
-
-    async def client(protocol, clock, transport):
-        protocol.data_received(post(str(gate).encode(), path, "text/plain"))
-        protocol.data_received(half)
-        clock.advance(3600)
-        assert not transport.close.called
-        gate.touch()
-        await until(lambda: b"gate" in written(transport))
-        clock.advance(59)
-        assert not transport.close.called
-        clock.advance(80)
-        assert transport.close.called
-        assert b"HTTP/1.1 408" in written(transport)
-
-    connection(client)
-
-
 def test_a_draining_server_says_so_and_closes(serve, connect):
     client = connect(serve(ECHO))
     client.send(PING)
@@ -486,7 +257,7 @@ def test_a_request_before_its_client_left_is_not_begun(serve, connect):
             return seen
         """
     )
-    first, gone, last = connect(port), Client(port), connect(port)
+    first, gone, last = connect(port), connect(port), connect(port)
     first.send(post(b'{"seconds": 0.5}'))
     time.sleep(0.1)
     gone.send(post(b'{"seconds": 0.25}'))
@@ -495,17 +266,3 @@ def test_a_request_before_its_client_left_is_not_begun(serve, connect):
     last.send(post(b'{"seconds": 0}'))
     assert first.answer()[0] == 200
     assert json.loads(last.answer()[2]) == [0.5, 0]
-
-
-def test_a_conversation_is_not_closed_where_an_idle_connection_would_be(serve, connect):
-    client = connect(serve("def bidirectional_stream_fn(messages, model): yield from messages", keep_alive=1))
-    client.send(PING)
-    client.answer()
-    client.send(
-        b"GET /invocations-bidirectional-stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
-    assert client.answer()[0] == 101
-    time.sleep(2.5)
-    client.send(b"\x81\x85\0\0\0\0hello")  # a text frame, masked with zeros
-    assert client.file.read(7) == b"\x81\x05hello"

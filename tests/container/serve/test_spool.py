@@ -22,6 +22,7 @@ from container.serve.health import Health
 from container.serve.plan import Machine, plan_server
 from container.serve.service import Service
 from container.serve.spool import SPOOL_BYTES, WRITE_BYTES, Spool
+from container.serve.waiting import Share, Waiting
 
 SIZE = SPOOL_BYTES + 3_000_000
 LIMIT = SPOOL_BYTES + 5_000_000
@@ -208,7 +209,7 @@ def test_a_disk_that_stalls_holds_up_its_body_and_not_the_loop(core, monkeypatch
 
     async def send_to_a_stalled_disk(disk):
         sender = Sender(SIZE)
-        reading = asyncio.create_task(read_body(sender.receive, core, disk))
+        reading = asyncio.create_task(read_body(sender.receive, core, Share(Waiting(GIB)), disk))
         while not written.is_set():
             await asyncio.sleep(0)
         taken = sender.taken
@@ -227,7 +228,7 @@ def test_a_disk_that_stalls_holds_up_its_body_and_not_the_loop(core, monkeypatch
 def test_c97_a_body_without_a_length_that_passes_the_limit_on_disk_is_read_no_further(core):
     sender = Sender(2 * LIMIT)
     with ThreadPoolExecutor(1) as disk, pytest.raises(BodyTooLarge, match=f"this server takes {LIMIT}"):
-        asyncio.run(read_body(sender.receive, core, disk))
+        asyncio.run(read_body(sender.receive, core, Share(Waiting(GIB)), disk))
     assert sender.taken < LIMIT + 2 * WRITE_BYTES
 
 

@@ -13,6 +13,7 @@ from launcher.commands.options import (
     common_options,
     load_settings,
     open_project,
+    refuse_without_project,
     show,
     show_call,
     show_calls,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @common_options
 def deploy(options: Options, model: str | None, ttl: str | None, probe: bool) -> None:
     """Create or update the endpoint so that it serves MODEL: a training job, an S3 URI or a local model.tar.gz."""
+    refuse_without_project(options)
     settings = load_settings(options, {"endpoint.model": model, "endpoint.ttl": ttl})
     if options.dry_run:
         return show_calls(options, "deploy", settings)

@@ -15,6 +15,7 @@ from launcher.commands.options import (
     flags,
     load_settings,
     open_project,
+    refuse_without_project,
     show,
     show_call,
     show_calls,
@@ -32,6 +33,7 @@ JOBS_SHOWN = 50
 @common_options
 def train(options: Options) -> None:
     """Run a training job: upload its inputs, follow its logs, say where the model lies."""
+    refuse_without_project(options)
     settings = load_settings(options)
     if options.dry_run:
         return show_calls(options, "train", settings)
@@ -61,6 +63,7 @@ def show_trained(options: Options, description: dict[str, Any]) -> None:
 @common_options
 def transform(options: Options, model: str | None, probe: bool) -> None:
     """Run a batch transform job with MODEL: a training job, an S3 URI or a local model.tar.gz."""
+    refuse_without_project(options)
     settings = load_settings(options, {"transform.model": model})
     if options.dry_run:
         return show_calls(options, "transform", settings)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from launcher.errors import LauncherError
+from launcher.errors import ConfigError, LauncherError
 
 if TYPE_CHECKING:
     from launcher.project import Project
@@ -63,6 +63,21 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(options, **rest)
 
     return with_options
+
+
+def refuse_without_project(options: Options) -> None:
+    """Who starts something here and says nothing about it is in the wrong directory.
+
+    Raises:
+        ConfigError: there is no `launcher.yaml`, no `-c` and no `--set`.
+    """
+    from launcher.settings import DEFAULT_FILE
+
+    if not (options.config or options.overrides or DEFAULT_FILE.exists()):
+        raise ConfigError(
+            f"there is no {DEFAULT_FILE} in {Path.cwd()}: go to your project, name its file with -c, "
+            "or make a project with `python -m launcher init NAME`"
+        )
 
 
 def load_settings(options: Options, arguments: dict[str, str | None] | None = None) -> "Settings":

@@ -85,6 +85,23 @@ def test_a_dry_run_prints_the_requests_without_credentials(verb, here, no_creden
     assert calls[-1]["operation"] == expected[verb]
 
 
+@pytest.mark.parametrize("verb", ["train", "transform", "deploy"])
+def test_nothing_is_started_from_a_directory_that_is_no_project(verb, tmp_path, monkeypatch, no_credentials, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([verb, "--local"]) == 2
+    told = capsys.readouterr().err
+    assert f"there is no launcher.yaml in {tmp_path}: go to your project" in told
+    assert "`python -m launcher init NAME`" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_may_be_described_on_the_command_line_alone(tmp_path, monkeypatch, no_credentials, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--dry-run", "--json", "--set", "name=digits"]) == 0
+    (call,) = json.loads(capsys.readouterr().out)
+    assert call["request"]["TrainingJobName"].startswith("digits-")
+
+
 def test_a_dry_run_prints_the_same_requests_for_a_person(here, no_credentials, capsys):
     assert cli.main(["train", "--dry-run"]) == 0
     assert '"TrainingInputMode": "File"' in capsys.readouterr().out

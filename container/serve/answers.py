@@ -29,10 +29,22 @@ def answer(result: Any, kind: str, call: Call, session_headers: Mapping[str, str
     else:
         check_content_type(kind)
     extra = tuple(headers.items())
+    status = check_status(call.context.response_status) if call.context else 200
     if isinstance(result, Iterator):
         pieces = _pieces(result, call.request.headers)
-        return Response(200, pieces if wants_stream(call) else b"".join(pieces), kind, extra)
-    return Response(200, codec.to_bytes(result), kind, extra)
+        return Response(status, pieces if wants_stream(call) else b"".join(pieces), kind, extra)
+    return Response(status, codec.to_bytes(result), kind, extra)
+
+
+def check_status(status: int) -> int:
+    """Refuse a status that is none of an answer with a body.
+
+    Raises:
+        HandlerFailed: it is not.
+    """
+    if status == 200 or (isinstance(status, int) and 200 <= status < 600 and status not in (204, 205, 304)):
+        return status
+    raise HandlerFailed(f"a handler set the response status {status!r}; 200 to 599 can be answered")
 
 
 def _pieces(result: Iterator[Any], headers: Mapping[str, str]) -> Iterator[bytes]:

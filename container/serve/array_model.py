@@ -41,6 +41,7 @@ class ArrayModel:
     ) -> None:
         self.is_module = _is_module(model)
         self.model = _ready(model, device) if self.is_module else model
+        self._ask = how_to_ask(model)
         self.example = example
         """An input the model is known to take; None: only its author knows one."""
         self.placeholders = placeholders
@@ -111,10 +112,10 @@ class ArrayModel:
             BadRequest: a torch module was given no array of numbers, or one whose shape or dtype torch refuses.
         """
         if not self.is_module:
-            return self.model(data)
+            return self._ask(data)
         torch = sys.modules["torch"]
         with torch.inference_mode():
-            tensor = self._tensor(data)
+            tensor = self.tensor(data)
             try:
                 return _to_numpy(self.model(tensor))
             except (RuntimeError, AssertionError) as error:  # torch.export's programs assert
@@ -124,7 +125,11 @@ class ArrayModel:
                 logger.warning("the model does not take %s", _named(tensor), exc_info=error)
                 raise BadRequest(f"the model does not take {_named(tensor)}: {reason}") from None
 
-    def _tensor(self, data: Any) -> Any:
+    def input_of_predict_fn(self, data: Any) -> Any:
+        """What a `predict_fn` gets: for a module a tensor on its device, as in AWS's PyTorch toolkit."""
+        return self.tensor(data) if self.is_module and isinstance(data, np.ndarray) else data
+
+    def tensor(self, data: Any) -> Any:
         """The input as the module takes it; a tensor from the user's own `input_fn` keeps its dtype."""
         if _is_tensor(data):
             return data.to(self.device)
@@ -161,6 +166,16 @@ class ArrayModel:
     def predict_alone(self) -> None:
         """Never put requests together from now on."""
         self.batches = False
+
+
+def how_to_ask(model: Any) -> Any:
+    """The model itself, or its method `predict`, as in AWS's scikit-learn toolkit; None where it has neither.
+
+    XGBoost's Booster takes arrays by another name.
+    """
+    if callable(model):
+        return model
+    return getattr(model, "inplace_predict", None) or getattr(model, "predict", None)
 
 
 def _ready(module: Any, device: str) -> Any:

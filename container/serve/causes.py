@@ -64,6 +64,15 @@ CLASSES = {
     "NoCredentialsError": "aws-access",
     "NoRegionError": "aws-access",
 }
+# Modules that users miss most -> what pip calls their packages.
+DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
+    "sagemaker_huggingface_inference_toolkit": "sagemaker-huggingface-inference-toolkit",
+    "sagemaker_inference": "sagemaker-inference",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+}
 OURS = {
     "HandlerError": "bad-handler",
     "PlanError": "bad-setting",
@@ -200,13 +209,16 @@ def _prefix(longer: list[str], shorter: list[str]) -> str:
 
 
 def _missing_module(error: BaseException) -> tuple[str, str] | None:
-    """A part of a package that is there: pickles name modules that other versions of it have."""
-    if not isinstance(error, ModuleNotFoundError) or not error.name or "." not in error.name:
+    """A package that is asked for by another name, or a part of one that other versions of it have: so say pickles."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
         return None
-    package = sys.modules.get(error.name.partition(".")[0])
-    if package is None or not re.search(IN_PACKAGES, getattr(package, "__file__", None) or ""):
-        return None
-    return "wrong-version", CAUSES["wrong-version"]
+    name, _, part = error.name.partition(".")
+    package = sys.modules.get(name)
+    if part and package is not None and re.search(IN_PACKAGES, getattr(package, "__file__", None) or ""):
+        return "wrong-version", CAUSES["wrong-version"]
+    if distribution := DISTRIBUTIONS.get(name):
+        return "missing-dependency", f"bake {distribution} into the image, or ask for it in code/requirements.txt"
+    return None
 
 
 def _missing_variable(error: BaseException) -> tuple[str, str] | None:

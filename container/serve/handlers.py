@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from werkzeug.datastructures import Headers
+
 from container import contract
 from container.serve.modules import MODULE_PREFIX, PrivateModules
 from container.serve.sessions import Session
@@ -55,6 +57,7 @@ class Context:
         self.device = device
         """Where the model belongs: `cpu` or `cuda:N`."""
         self.response_headers: dict[str, str] = {}
+        self.response_status = 200
         self.stream = False
         """Set it to have an iterator sent piece by piece; otherwise it is collected first."""
 
@@ -75,24 +78,47 @@ class Context:
         """End the session with this request; its directory goes with it."""
         self.session_closed = True
 
-    def set_response_header(self, name: str, value: str) -> None:
-        """Send a header with the answer; `X-Amzn-SageMaker-Custom-Attributes` reaches the caller."""
+    def set_response_header(self, *name_and_value: Any) -> None:
+        """Send a header with the answer; `X-Amzn-SageMaker-Custom-Attributes` reaches the caller.
+
+        Args:
+            name_and_value: two texts; AWS's toolkits have the request's index before them.
+        """
+        name, value = name_and_value[-2:]
         self.response_headers[name] = value
 
-    # The three below are what code written for AWS's toolkit asks its context for; `index` counts requests in a batch.
+    # What follows is what code written for AWS's toolkits asks its context for; an index counts requests in a batch.
 
     @property
     def system_properties(self) -> dict[str, Any]:
         return {
             "model_dir": self.model_dir,
             "gpu_id": int(self.device[5:]) if self.device.startswith("cuda:") else None,
+            "batch_size": 1,
         }
+
+    @property
+    def request_processor(self) -> list["Context"]:
+        return [self]
+
+    def get_request_properties(self) -> Mapping[str, str]:
+        """The request's headers, whatever the case of their names."""
+        return Headers(list(self.headers.items()))  # type: ignore[return-value]  # a mapping in all but name
+
+    def get_request_property(self, name: str) -> str | None:
+        return self.headers.get(name.lower())
+
+    def get_all_request_header(self, index: int) -> Mapping[str, str]:
+        return self.get_request_properties()
 
     def get_request_header(self, index: int, name: str) -> str | None:
         return self.headers.get(name.lower())
 
     def set_response_content_type(self, index: int, value: str) -> None:
         self.response_headers["Content-Type"] = value
+
+    def set_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:
+        self.response_status = code
 
 
 Handler = Callable[..., Any]

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from container import contract
 from container.serve import codec
 from container.serve.answers import answer
-from container.serve.array_model import ArrayModel
+from container.serve.array_model import ArrayModel, how_to_ask
 from container.serve.call import Call
 from container.serve.exchange import HandlerFailed, NotFound, Request, Response
 from container.serve.handlers import (
@@ -83,6 +83,8 @@ class Place:
     """The answer's media type where the caller names none."""
     torch_threads: int
     sessions: SessionStore
+    quick_seconds: float
+    """A prediction that takes no longer may be made where its request was read."""
     modules: PrivateModules | None = None
     """Where the user's files are imported to, where other models of this process have theirs."""
 
@@ -97,7 +99,7 @@ class Predictor:
         functions: UserFunctions,
         context_of: Callable[[Request], Context],
         sessions: SessionStore,
-        trusted: bool = False,
+        quick: Quick,
     ) -> None:
         self._sessions = sessions
         self.model = model
@@ -109,8 +111,8 @@ class Predictor:
             functions.input_fn or functions.predict_fn or functions.output_fn or functions.transform_fn
         )
         """Whether the user's functions take part in a request, and not only in loading the model."""
-        closed = trusted or (defaults.only_torch and not self._answers_itself)
-        self.quick = Quick(trusted) if closed and defaults.device == "cpu" else None
+        closed = quick.trusted or (defaults.only_torch and not self._answers_itself)
+        self.quick = quick if closed and defaults.device == "cpu" else None
         """Which inputs may be predicted on the event loop; None: none."""
 
     @functools.cached_property
@@ -130,7 +132,10 @@ class Predictor:
             return self._text_or_bytes(call)
         if functions.input_fn:
             return functions.input_fn(*self._text_or_bytes(call), call.context)
-        return self.defaults.decode(call)
+        data = self.defaults.decode(call)
+        if functions.predict_fn and isinstance(self.defaults, ArrayModel):
+            return self.defaults.input_of_predict_fn(data)
+        return data
 
     def _text_or_bytes(self, call: Call) -> tuple[Any, str]:
         kind = codec.sent_type(call.request.headers.get("content-type"))  # not an alias's other name: code compares it
@@ -274,7 +279,8 @@ def load_predictor(model_dir: Path, environ: Mapping[str, str], place: Place) ->
     model = defaults.model
     if functions.model_warmup_fn:
         functions.model_warmup_fn(str(model_dir), model, load_context)
-    return Predictor(model, defaults, functions, context_of, place.sessions, is_true(environ, QUICK_HANDLERS))
+    quick = Quick(is_true(environ, QUICK_HANDLERS), place.quick_seconds)
+    return Predictor(model, defaults, functions, context_of, place.sessions, quick)
 
 
 def _find_model_file(model_dir: Path, environ: Mapping[str, str], functions: UserFunctions) -> ModelFile | None:
@@ -301,6 +307,9 @@ def limit_torch(threads: int) -> None:
 
 
 def _check_default_predict(functions: UserFunctions, model: Any, program: Path | None) -> None:
-    if functions.predicts or callable(model):
+    if functions.predicts or how_to_ask(model) is not None:
         return
-    raise HandlerError(f"{program}: model_fn returned {type(model).__name__}, which cannot be called; write predict_fn")
+    if model is None:
+        raise HandlerError(f"{program}: model_fn returned None: end it with `return model`, or write predict_fn")
+    kind = type(model).__name__
+    raise HandlerError(f"{program}: model_fn returned {kind}, which cannot be called nor has predict; write predict_fn")

@@ -6,8 +6,5 @@ import joblib
 
 
 def model_fn(model_dir):
+    # No predict_fn: its predict gets JSON, CSV and npy as a numpy array.
     return joblib.load(Path(model_dir) / "model.joblib")
-
-
-def predict_fn(data, model):  # data: JSON, CSV and npy arrive as a numpy array
-    return model.predict(data)

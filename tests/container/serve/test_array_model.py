@@ -128,7 +128,7 @@ def test_an_input_that_torch_refuses_for_its_shape_or_dtype_is_the_callers_fault
 @pytest.mark.parametrize(
     "code",
     [
-        f"{LINEAR}\ndef predict_fn(data, model): return model(torch.from_numpy(data))",
+        f"{LINEAR}\ndef predict_fn(data, model): return model(data)",
         """
         import torch
         class Net(torch.nn.Module):

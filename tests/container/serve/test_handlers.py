@@ -131,7 +131,7 @@ def test_the_context_speaks_the_language_of_aws_toolkits():
         {"x-amzn-sagemaker-custom-attributes": "a=1", "x-amzn-sagemaker-inference-id": "i"}, "/m", "cuda:3"
     )
     assert (context.custom_attributes, context.inference_id) == ("a=1", "i")
-    assert context.system_properties == {"model_dir": "/m", "gpu_id": 3}
+    assert context.system_properties == {"model_dir": "/m", "gpu_id": 3, "batch_size": 1}
     assert context.get_request_header(0, "X-Amzn-SageMaker-Inference-Id") == "i"
     context.set_response_content_type(0, "text/plain")
     context.set_response_header("X-A", "b")

@@ -27,7 +27,7 @@ PIXELS_AT_ONCE = 100_000_000  # on all threads of a process; each takes 3 to 15 
 SMALL_PIXELS = 1_000_000  # as many as this never wait for others
 STRIP_PIXELS = 1_000_000  # converted at a time
 START_OF_SCAN = b"\xff\xda"
-SCANNED_PIXEL_LIMIT = 2_000_000_000  # a progressive JPEG goes over its pixels in each scan, 10 times as a rule
+SCANNED_PIXEL_LIMIT = 1_000_000_000  # a progressive JPEG goes over its pixels in each scan, 10 times as a rule
 
 
 class ImageError(ValueError):

@@ -141,6 +141,8 @@ def resize_image(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     if image.shape[-2:] == (height, width):
         return image
     pixels = image.reshape(-1, *image.shape[-3:])
+    if 1 in image.shape[-2:]:  # torch 2.14 goes by the stride there, which may be anything, and reads foreign memory
+        pixels = pixels.clone(memory_format=torch.contiguous_format)
     native = pixels.is_floating_point() or (pixels.dtype == torch.uint8 and pixels.device.type == "cpu")
     resized = nn.functional.interpolate(
         pixels if native else pixels.float(), (height, width), mode="bilinear", align_corners=False, antialias=True

@@ -15,6 +15,7 @@ from PIL import Image
 
 from container import images
 from container.images import ImageError, ImageTooLarge, decode_image, image_extent
+from container.model import resize_image
 
 
 def encoded(kind: str, size=(11, 7), frames=1, mode="RGB", **options) -> bytes:
@@ -119,6 +120,17 @@ def test_of_several_pictures_in_one_jpeg_the_first_is_meant():
     first.save(buffer, "MPO", save_all=True, append_images=[second])
     image = decode_image(buffer.getvalue(), 3)
     assert (image.shape, image.unique().tolist()) == ((3, 7, 11), [200])
+
+
+@pytest.mark.parametrize("size", [(1, 9000), (1, 60_000), (9000, 1), (1, 1)])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_jpeg_that_is_one_pixel_wide_is_resized_like_any_other(size, mode):
+    """Its width has a stride of thousands, by which torch's resizing read beyond the image, and crashed."""
+    channels = len(mode) if mode == "RGB" else 1
+    image = decode_image(encoded("JPEG", size=size, mode=mode), channels)
+    expected = resize_image(image.float(), 8, 8).round().to(torch.uint8)
+    for _ in range(5):
+        assert torch.equal(resize_image(image, 8, 8), expected)
 
 
 @pytest.mark.parametrize("progressive", [True, False])

@@ -303,6 +303,13 @@ CAUSES = (
         "raise transform.timeout, lower transform.max_payload_mb or max_concurrent; real time ends at 60 s: use an "
         "asynchronous endpoint",
     ),
+    Cause(
+        "alarm",
+        "an alarm took the update back: with the new version something was as it must not be",
+        r"alarms? went into ALARM state",
+        "see what the alarm measures (`python -m launcher logs NAME` has what the new version wrote), mend it and "
+        "deploy again; an alarm that is too strict stands in endpoint.rollout.alarms",
+    ),
     # --- time ----------------------------------------------------------------------------------------------------
     Cause(
         "time-limit",

@@ -69,13 +69,21 @@ def explain(name: str, status: str, description: dict[str, Any], written: list[s
     if not found:
         return Explanation(name, status, reason, None, tuple(written[-EVIDENCE_LINES:]), ())
     cause, evidence = found[0]
-    raised = _evidence(RAISED, written) if cause.code == "handler" else []
-    more = [line for line in (*raised, *_evidence(cause, written)) if line not in evidence]
+    more = [line for line in (*_raised(cause, reason, written), *_evidence(cause, written)) if line not in evidence]
     also = tuple(
         dict.fromkeys(other.title for other, _ in found[1:] if other is not cause and other.code != "exception")
     )
     cause = replace(cause, fix=_with_name(cause.fix, name, flags))
     return Explanation(name, status, reason, cause, tuple([*evidence, *more][:EVIDENCE_LINES]), also)
+
+
+def _raised(cause: Cause, reason: str, written: list[str]) -> list[str]:
+    """What the user's code raised, where that is what the reason is about: answers 500, or an alarm on errors."""
+    if cause.code == "handler":
+        return _evidence(RAISED, written)
+    if cause.code == "alarm" and "errors" in reason:
+        return _evidence(RAISED, written)[-1:]  # earlier ones may be of an earlier update
+    return []
 
 
 def _own_words(lines: list[str]) -> tuple[Cause, str] | None:

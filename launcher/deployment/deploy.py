@@ -177,8 +177,8 @@ def finish(project: Project, planned: Plan, follow: Callable[..., dict[str, Any]
     if serving != planned.config_name:
         reason = description.get("FailureReason", "an alarm went off while traffic was moved")
         raise JobFailed(
-            f"the update of {planned.name} was rolled back to {serving}: {reason}; "
-            f"`python -m launcher explain {planned.name}` says more"
+            f"the update of {planned.name} was rolled back to {serving}: {reason.rstrip('.')}; "
+            f"`python -m launcher explain {planned.name}{project.aws.flags}` says more"
         )
     _note(project, planned, description["EndpointArn"])
     if project.config.endpoint.components:

@@ -56,6 +56,7 @@ SAMPLES = {
     "bad-request": "ClientError: See job logs for more information. Bad HTTP status received from algorithm: 415",
     "handler": "AlgorithmError: See job logs for more information. Bad HTTP status received from algorithm: 500",
     "slow-answer": "Model server did not respond to /invocations request within 600 seconds",
+    "alarm": "One or more configured alarms went into ALARM state: wines-main-errors.",
     "time-limit": "MaxRuntimeExceeded",
     "spot-wait": "MaxWaitTimeExceeded",
     "internal": "InternalServerError: We encountered an internal error. Please try again.",
@@ -201,6 +202,15 @@ def test_what_our_serving_container_says_itself_is_the_cause():
 def test_a_foreign_containers_log_says_more_than_the_health_check():
     found = explained(description(SAMPLES["ping"]), lines("ModuleNotFoundError: No module named 'timm'"))
     assert found.cause.code == "import"
+
+
+def test_an_alarm_on_errors_is_explained_by_what_was_raised_last_and_one_on_latency_is_not():
+    log = lines("KeyError: 'of an earlier update'", "ValueError: price")
+    reason = "One or more configured alarms went into ALARM state: wines-main-{}."
+    errors = explained(description(reason.format("errors"), status="InService"), log)
+    assert (errors.cause.code, errors.evidence[1:]) == ("alarm", ("[algo-1] ValueError: price",))
+    latency = explained(description(reason.format("latency"), status="InService"), log)
+    assert (latency.cause.code, latency.evidence) == ("alarm", (reason.format("latency"),))
 
 
 def test_torchruns_echoes_of_an_exception_are_no_evidence():

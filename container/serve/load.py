@@ -22,6 +22,7 @@ from container.serve.handlers import find_program
 from container.serve.modules import PrivateModules
 from container.serve.plan import MAX_BATCH_SIZE, ServerPlan, is_true
 from container.serve.predictor import Place, Predictor, load_predictor
+from container.serve.quick import QUICK_BESIDE_OTHERS_SECONDS, QUICK_SECONDS
 from container.serve.requirements import check_requirements
 from container.serve.service import Service
 from container.serve.sessions import SessionStore
@@ -69,7 +70,8 @@ def serve_model(service: Service, model_dir: Path, device: str, environ: Mapping
 def place_of(plan: ServerPlan, device: str) -> Place:
     """What a predictor needs to know of the plan."""
     sessions = SessionStore(Path(plan.sessions_path), plan.session_seconds)
-    return Place(device, plan.default_accept, plan.torch_threads, sessions)
+    quick_seconds = QUICK_SECONDS if plan.compute_threads == 1 else QUICK_BESIDE_OTHERS_SECONDS
+    return Place(device, plan.default_accept, plan.torch_threads, sessions, quick_seconds)
 
 
 def load_isolated(model_dir: Path, device: str, environ: Mapping[str, str], plan: ServerPlan) -> Predictor:

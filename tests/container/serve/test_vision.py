@@ -21,9 +21,12 @@ def test_the_built_in_classifier_loads_without_torchs_compiler():
     "code",
     [
         "import torch._dynamo.utils; print(bool(torch._dynamo.utils.counters is not None))",
-        "import torchvision.transforms.v2; print('torch._dynamo' in sys.modules)",
-        "import torch, torchvision; m = sys.modules['torchvision.ops.roi_align']; "
-        "print(m.is_compile_supported('cpu') in (True, False))",
+        pytest.param("import torchvision.transforms.v2; print('torch._dynamo' in sys.modules)", marks=pytest.mark.slow),
+        pytest.param(
+            "import torch, torchvision; m = sys.modules['torchvision.ops.roi_align']; "
+            "print(m.is_compile_supported('cpu') in (True, False))",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_compiler_is_there_for_who_asks(code):

@@ -18,12 +18,15 @@ from container.serve.interface import Interface
 logger = logging.getLogger(__name__)
 
 TORCHS = ("torch", "torchvision", "_operator")
+REFUSALS = (RuntimeError, AssertionError, IndexError, ValueError)  # torch's layers raise any of them
+THE_MACHINES = re.compile(r"CUDA|cuDNN|CUBLAS|CUFFT|alloc|out of memory")  # errors that are no fault of an input
 EMBEDDINGS = ("Embedding", "EmbeddingBag")
 # How torch words that an input does not fit: a shape, a number of dimensions, a dtype.
 DOES_NOT_FIT = re.compile(
     r"shapes cannot be multiplied|must have the same dtype|should be the same|could not infer output dtype"
     r"|is invalid for input of size|must match|[Mm]ismatch|must be equal to input_size|number of dimensions"
     r"|padded input size|input size: |to be equal size|must be a \d+D tensor|expected for input"
+    r"|[Dd]imension out of range|index out of range in self|not implemented for '\w+'"
     r"|multiply up to the size of dim|running_mean should contain|Guard failed|[Ee]xpected .*\b(?:got|found)\b"
 )
 
@@ -118,8 +121,8 @@ class ArrayModel:
             tensor = self.tensor(data)
             try:
                 return _to_numpy(self.model(tensor))
-            except (RuntimeError, AssertionError) as error:  # torch.export's programs assert
-                if (reason := _unfit(error)) is None:
+            except REFUSALS as error:
+                if (reason := _unfit(error, self.only_torch)) is None:
                     raise
                 # The model's author may have to look as well: every input fails where the network does not fit itself.
                 logger.warning("the model does not take %s", _named(tensor), exc_info=error)
@@ -212,10 +215,17 @@ def _runs_only_torch(model: Any) -> bool:
     return True
 
 
-def _unfit(error: RuntimeError | AssertionError) -> str | None:
-    """Torch's words where it refuses a shape or a dtype; TorchScript has them at the end of a trace of its own."""
+def _unfit(error: Exception, only_torch: bool) -> str | None:
+    """Torch's words where it refuses a shape or a dtype; TorchScript has them at the end of a trace of its own.
+
+    Where no code but torch's own took part, what it raises is about the input, in words that nobody could list.
+    """
     lines = str(error).splitlines()
     line = next((line for line in reversed(lines) if DOES_NOT_FIT.search(line)), None)
+    if isinstance(error, ValueError):  # where others' code takes part it is more often theirs
+        line = None
+    if line is None and only_torch and not THE_MACHINES.search(str(error)):
+        line = next((line for line in reversed(lines) if line.strip()), type(error).__name__)
     return line.removeprefix("RuntimeError: ") if line else None
 
 
@@ -248,4 +258,6 @@ def _to_numpy(value: Any) -> Any:
 def _writable(data: Any) -> np.ndarray:
     if not isinstance(data, np.ndarray):
         raise BadRequest(f"the model takes an array of numbers, got {type(data).__name__}")
+    if not data.dtype.isnative:  # npy from a machine, or a program, of the other byte order
+        return data.astype(data.dtype.newbyteorder("="))
     return data if data.flags.writeable and data.flags.c_contiguous else data.copy()

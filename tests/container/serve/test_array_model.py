@@ -85,6 +85,11 @@ def test_a_tensor_from_the_users_input_fn_keeps_its_dtype(open_door, user_model)
     assert open_door(model).request("POST", "/invocations", b"[1, 2]", JSON).body == b"[1,2]"
 
 
+@pytest.mark.parametrize("dtype", [">f4", ">i8", ">f2"])
+def test_numbers_of_the_other_byte_order_are_the_same_numbers(dtype):
+    assert predict(nn.ReLU(), np.array([[1, 300]], dtype)).tolist() == [[1, 300]]
+
+
 def test_a_row_of_the_wrong_width_is_400_with_torchs_own_words(open_door, user_model, caplog):
     answer = open_door(user_model(LINEAR)).request("POST", "/invocations", b"[[1, 2]]", JSON)
     assert answer.status == 400
@@ -98,6 +103,13 @@ def test_a_row_of_the_wrong_width_is_400_with_torchs_own_words(open_door, user_m
     [
         (nn.Linear(4, 2), zeros(1, 4, dtype=np.float64), "got Double and Float"),
         (nn.Conv2d(1, 2, 3), zeros(1, 3, 8, 8), "got 3 channels instead"),
+        (nn.Flatten(), zeros(), "Dimension out of range"),
+        (nn.Embedding(9, 3), np.array([[9]]), "index out of range in self"),
+        (nn.GRU(4, 2), zeros(1, 4, dtype=np.float16), "does not match weight dtype"),
+        (nn.PixelShuffle(2), zeros(1, 3, 8, 8), "divisible by the square of upscale_factor"),
+        (nn.TransformerEncoderLayer(4, 2, 8), zeros(4), "received 1-D query tensor"),
+        (nn.Upsample(scale_factor=2), zeros(1), r"Only 3D, 4D and 5D input"),
+        (nn.Linear(4, 2), zeros(), "need to be at least 1D"),
         (nn.Conv2d(1, 2, 3), zeros(8), "got input of size"),
         (nn.Conv2d(1, 2, 3), zeros(1, 1, 2, 2), "Kernel size"),
         (nn.Conv2d(1, 2, 3), zeros(1, 1, 8, 8, dtype=np.float64), "should be the same"),

@@ -1,4 +1,4 @@
-"""`init`: a new project that trains, serves and passes its own test as it stands."""
+"""`init`: a new project that trains, serves and passes its own test as it stands; or settings for code there is."""
 
 import json
 import re
@@ -17,14 +17,47 @@ PLACES = {
     "test_project.py": "tests/test_project.py",
     "gitignore": ".gitignore",
 }
+PROGRAM, HANDLERS = "train.py", "inference.py"  # where neither setting names another
 NAMED = ("README.md", "launcher.yaml")  # `{name}` in them is the project's
 SAMPLE = "sample.json"  # a request: `python -m launcher invoke sample.json`
 PER_CLASS = {"train": 20, "validation": 5}  # images of the sample
 
 
 def template_names() -> list[str]:
-    """What `--template` takes."""
-    return sorted(path.name for path in TEMPLATES.iterdir() if (path / "launcher.yaml").is_file())
+    """The projects that stand by themselves."""
+    return sorted(path.name for path in TEMPLATES.iterdir() if (path / "README.md").is_file())
+
+
+def has_code(directory: Path) -> bool:
+    """Whether there are Python files in a directory or right below it."""
+    return any(True for pattern in ("*.py", "*/*.py") for _ in directory.glob(pattern))
+
+
+def adopt_project(directory: Path) -> list[Path]:
+    """Write `launcher.yaml`, and nothing else but a `.gitignore`, for the code that lies in a directory.
+
+    Raises:
+        ConfigError: there is one already.
+    """
+    target = directory / "launcher.yaml"
+    if target.exists():
+        raise ConfigError(f"{target} is there already; change it, or name another directory")
+    found = sorted(directory.glob(PROGRAM)) + sorted(directory.glob(f"*/{PROGRAM}"))
+    code = found[0].parent if found else directory
+    place = code.relative_to(directory).as_posix()
+    values = {
+        "name": project_name(directory),
+        "code": place,
+        "program": PROGRAM if found else f"{PROGRAM}   # there is none: name the script to run",
+        "serving": ("" if (code / HANDLERS).exists() else "# ") + f"code: {place}",
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    target.write_text((TEMPLATES / "own" / target.name).read_text().format(**values))
+    ignored = directory / ".gitignore"
+    if ignored.exists():
+        return [target]
+    ignored.write_text((TEMPLATES / "own" / "gitignore").read_text())
+    return [target, ignored]
 
 
 def write_project(directory: Path, template: str) -> list[Path]:

@@ -12,12 +12,17 @@ from launcher.commands.options import Options, common_options, load_settings, sh
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path), default=".")
-@click.option("--template", type=click.Choice(["images", "tables"]), default="images", help="What the data are.")
-def init(directory: Path, template: str) -> None:
-    """Write a project into DIRECTORY that trains, serves and passes its own test at once."""
-    from launcher.scaffold import write_project
+@click.option(
+    "--template",
+    type=click.Choice(["images", "tables", "own"]),
+    help="What the data are; own: launcher.yaml alone, for code that is there. Default: images, or own beside code.",
+)
+def init(directory: Path, template: str | None) -> None:
+    """Write a project into DIRECTORY that trains, serves and passes its own test at once; or adopt what lies there."""
+    from launcher.scaffold import adopt_project, has_code, write_project
 
-    for path in write_project(directory, template):
+    own = template == "own" or (template is None and has_code(directory))
+    for path in adopt_project(directory) if own else write_project(directory, template or "images"):
         click.echo(f"-> {path}")
     enter = "" if directory == Path() else f"cd {directory} && "
     click.echo(f"next: {enter}python -m launcher train --local")

@@ -169,7 +169,8 @@ def test_the_schema_takes_every_configuration_that_we_ship(file, tmp_path, capsy
     schema = json.loads(capsys.readouterr().out)
     jsonschema.Draft202012Validator.check_schema(schema)
     text = file.read_text()
-    content = yaml.safe_load(text.format(name="mine") if "templates" in file.parts else text)
+    blanks = {"name": "mine", "code": "src", "program": "train.py", "serving": "code: src"}
+    content = yaml.safe_load(text.format(**blanks) if "templates" in file.parts else text)
     jsonschema.validate(content, schema)
     section = next(name for name in ("training", "endpoint", "images") if name in content)
     with pytest.raises(jsonschema.ValidationError):

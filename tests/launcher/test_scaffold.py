@@ -21,6 +21,35 @@ def test_a_new_project_passes_its_own_test(template, tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+def test_code_that_is_there_gets_its_settings_and_nothing_else(tmp_path, capsys):
+    (tmp_path / "src").mkdir()
+    for name in ("src/train.py", "src/inference.py", "README.md", ".gitignore"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "data").mkdir()
+    assert cli.main(["init", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith(f"-> {tmp_path}/launcher.yaml\nnext: ")
+    assert all((tmp_path / name).read_text() == "mine" for name in ("README.md", ".gitignore"))
+    config = load(tmp_path / "launcher.yaml").config
+    assert (str(config.training.code), config.training.program, str(config.endpoint.code)) == ("src", "train.py", "src")
+    assert config.training.channels["train"].source == "data"
+    assert cli.main(["init", str(tmp_path)]) == 2
+    assert "launcher.yaml is there already" in capsys.readouterr().err
+
+
+def test_settings_for_code_say_what_is_not_there(tmp_path):
+    (tmp_path / "fit.py").write_text("mine")
+    assert cli.main(["init", str(tmp_path)]) == 0
+    assert "train.py   # there is none: name the script to run" in (tmp_path / "launcher.yaml").read_text()
+    config = load(tmp_path / "launcher.yaml").config
+    assert (str(config.training.code), config.endpoint.code) == (".", None)
+    assert (tmp_path / ".gitignore").read_text().startswith(".launcher/")
+
+
+def test_an_empty_directory_can_be_adopted_when_asked(tmp_path):
+    assert cli.main(["init", str(tmp_path / "new"), "--template", "own"]) == 0
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [".gitignore", "launcher.yaml"]
+
+
 def commands_of(project, heading):
     """The commands that the project's README tells to type below a heading."""
     block = (project / "README.md").read_text().partition(f"## {heading}")[2].split("```")[1]

@@ -48,6 +48,7 @@ def dry_calls(kind: str, config: Config, directory: Path) -> list[ApiCall]:
 
 def _dry_calls(kind: str, config: Config, context: JobContext, directory: Path) -> list[ApiCall]:
     if kind == "train":
+        training.refuse_missing(config.training, directory)
         return training.calls(config, context)
     if kind == "transform":
         model = config.transform.model or DRY_RUN_JOB

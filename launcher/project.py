@@ -88,6 +88,7 @@ class Project:
         Returns:
             The job's name.
         """
+        training.refuse_missing(self.config.training, self.directory)
         context = self.context()
         digests = self._upload(training.uploads(self.config, context, self.directory))
         (call,) = training.calls(self.config, context, instance_type)
@@ -189,12 +190,17 @@ class Project:
         return uri
 
     def output_uri(self, job_name: str) -> str:
-        """The folder of what a training job left: its model, and output.tar.gz; a failed one left the latter alone.
+        """The folder of what a job left: answers, or model and output.tar.gz; a failed one left the latter alone.
 
         Raises:
-            ConfigError: it has not ended.
+            ConfigError: there is no such job, or the training job has not ended.
         """
-        description = self.aws.call("sagemaker", "DescribeTrainingJob", TrainingJobName=job_name)
+        description = self.describe_or_none("TrainingJob", job_name)
+        if description is None:
+            transformed = self.describe_or_none("TransformJob", job_name)
+            if transformed is None:
+                raise ConfigError(f"no training or transform job is named {job_name!r}")
+            return s3_join(transformed["TransformOutput"]["S3OutputPath"], "")
         status = description["TrainingJobStatus"]
         if status in {"InProgress", "Stopping"}:
             raise ConfigError(f"training job {job_name} is {status}; wait for it with `logs -f`")
@@ -249,9 +255,8 @@ class Project:
             done = data.upload(self.aws, item.source, item.uri, self.progress, item.without)
             digests.append(done.digest)
             logger.info(
-                "-> uploaded %s: %d files (%s), %d were there, %.1f s",
-                item.source,
-                done.files,
+                "-> uploaded %s: %d file%s (%s), %d were there, %.1f s",
+                *(item.source, done.files, "s" if done.files != 1 else ""),
                 size_text(done.bytes),
                 done.skipped,
                 done.seconds,

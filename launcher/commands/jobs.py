@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from container.contract import BUILTIN_METRICS
 from launcher.commands.options import (
     Options,
     command,
@@ -54,6 +55,7 @@ def show_trained(options: Options, description: dict[str, Any]) -> None:
     if result["phases"]:
         lines.append("   " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["phases"].items()))
     lines += [f"   {metric} {value:.4g}" for metric, value in result["metrics"].items()]
+    lines += [f"   {metric}: no line of the log had it" for metric in missing_metrics(description)]
     show(options, result, [*lines, f"next: {command('deploy', result['name'], options)}"])
 
 
@@ -210,7 +212,7 @@ def jobs(options: Options) -> None:
 @click.argument("target", type=click.Path(path_type=Path), default=".")
 @common_options
 def download(options: Options, uri: str, target: Path) -> None:
-    """Copy what lies under an S3 URI, or what a training job left (a failed one, too), to TARGET."""
+    """Copy what lies under an S3 URI, or what a job left (a failed one, too), to TARGET."""
     settings = load_settings(options)
     if options.dry_run:
         return show_call(options, "ListObjectsV2", {"Prefix": uri}, "s3")
@@ -235,6 +237,13 @@ def training_result(description: dict[str, Any]) -> dict[str, Any]:
         "phases": phase_seconds(description.get("SecondaryStatusTransitions", [])),
         "metrics": {item["MetricName"]: item["Value"] for item in description.get("FinalMetricDataList", [])},
     }
+
+
+def missing_metrics(description: dict[str, Any]) -> list[str]:
+    """Metrics that the project names itself and no line of the log had: a tuning job would miss its objective."""
+    asked = [item["Name"] for item in description["AlgorithmSpecification"].get("MetricDefinitions", [])]
+    found = {item["MetricName"] for item in description.get("FinalMetricDataList", [])}
+    return [name for name in asked if name not in found] if asked != list(BUILTIN_METRICS) else []
 
 
 def phase_seconds(transitions: list[dict[str, Any]]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from container.contract import (
     HYPERPARAMETER_LIMITS,
     MAX_RUNTIME_SECONDS,
     PROGRAM,
+    SOURCE_TARBALL,
     metric_regex,
 )
 from launcher.config import Config
@@ -199,6 +200,25 @@ def uploads(config: Config, context: JobContext, directory: Path) -> list[Upload
         place = project_uri(config, context, "code", context.job_name, "")
         found.append(Upload(directory / training.code, place, data_directories(config, directory)))
     return found
+
+
+def refuse_missing(training: Training, directory: Path) -> None:
+    """Look for what of this machine the job needs.
+
+    Raises:
+        ConfigError: a directory or the script is not where the configuration says.
+    """
+    for name, channel in training.channels.items():
+        if is_local_path(channel.source) and not (directory / channel.source).exists():
+            raise ConfigError(f"training.channels.{name}: {directory / channel.source} does not exist")
+    if not training.code:
+        return
+    code, program = directory / training.code, training.program or DEFAULT_PROGRAM
+    if not code.is_dir():
+        raise ConfigError(f"training.code: {code} is no directory")
+    if not any((code / name).exists() for name in (program, f"{program}.py", SOURCE_TARBALL)):
+        found = ", ".join(sorted(path.name for path in code.glob("*.py"))) or "no Python file"
+        raise ConfigError(f"training.code: {code} has {found}, and no {program}; name the script in training.program")
 
 
 def environment(training: Training) -> dict[str, str]:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from container.contract import BUILTIN_METRICS
 from launcher import cli
+from launcher.commands.jobs import missing_metrics
 from launcher.errors import JobFailed
 from launcher.settings import load
 
@@ -151,7 +153,7 @@ def test_every_verb_has_a_dry_run(arguments, here, no_credentials, capsys):
 def test_a_training_job_runs_to_its_model(here, aws, capsys):
     assert cli.main(["train"]) == 0
     output = capsys.readouterr().out
-    assert "-> uploaded 1 files" in output
+    assert ": 1 file (" in output
     assert "-> CreateTrainingJob digits-" in output
     assert "-> trained digits-" in output
     assert "next: python -m launcher deploy digits-" in output
@@ -293,6 +295,27 @@ def test_artifacts_are_downloaded(here, aws, capsys):
     put_model(aws, job["model"])
     assert cli.main(["download", job["name"], "out"]) == 0
     assert (here / "out" / "model.tar.gz").read_bytes() == b"x"
+
+
+@pytest.mark.usefixtures("one_session")
+def test_the_answers_of_a_transform_job_are_downloaded_by_its_name(here, aws, canned, capsys):
+    aws.call("s3", "CreateBucket", Bucket="answers")
+    aws.call("s3", "PutObject", Bucket="answers", Key="digits/t-1/in.csv.out", Body=b"7")
+    not_found = {"Error": {"Code": "ValidationException", "Message": "Requested resource not found."}}
+    canned("DescribeTrainingJob", not_found)
+    canned("DescribeTransformJob", {"TransformOutput": {"S3OutputPath": "s3://answers/digits/t-1"}}, not_found)
+    assert cli.main(["download", "t-1", "out"]) == 0
+    assert (here / "out" / "in.csv.out").read_bytes() == b"7"
+    assert cli.main(["download", "t-2", "out"]) == 2
+    assert "no training or transform job is named 't-2'" in capsys.readouterr().err
+
+
+def test_a_metric_that_no_line_had_is_named():
+    asked = [{"Name": name, "Regex": "x"} for name in ("loss", "accuracy")]
+    job = {"AlgorithmSpecification": {"MetricDefinitions": asked}, "FinalMetricDataList": [{"MetricName": "loss"}]}
+    assert missing_metrics(job) == ["accuracy"]
+    ours = [{"Name": name, "Regex": "x"} for name in BUILTIN_METRICS]  # not all: `test:loss` needs a channel
+    assert missing_metrics({"AlgorithmSpecification": {"MetricDefinitions": ours}}) == []
 
 
 def test_a_failed_job_has_its_traces_to_download(here, aws, canned, capsys, monkeypatch):

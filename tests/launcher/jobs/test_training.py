@@ -135,6 +135,29 @@ def test_a_local_channel_is_uploaded_to_a_place_of_the_projects_own(config, cont
     ]
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["training.channels.train=gone"], "training.channels.train: .*/gone does not exist"),
+        (["training.code=gone"], "training.code: .*/gone is no directory"),
+        (["training.code=src"], "src has fit.py, and no train.py; name the script in training.program"),
+        (["training.code=src", "training.program=fit2.py"], "no fit2.py"),
+    ],
+)
+def test_what_is_not_on_this_machine_is_told_before_anything_is_uploaded(config, tmp_path, settings, told):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "fit.py").touch()
+    with pytest.raises(ConfigError, match=told):
+        training.refuse_missing(config(*settings).training, tmp_path)
+
+
+@pytest.mark.parametrize("program", ["fit.py", "fit", "package"])
+def test_a_script_or_package_that_is_there_is_taken(config, tmp_path, program):
+    (tmp_path / "src" / "package").mkdir(parents=True)
+    (tmp_path / "src" / "fit.py").touch()
+    training.refuse_missing(config("training.code=src", f"training.program={program}").training, tmp_path)
+
+
 def test_a_script_of_ones_own_is_named_in_the_environment(config, context):
     assert request(config("training.code=src"), context)["Environment"]["SAGEMAKER_PROGRAM"] == "train.py"
     named = config("training.code=src", "training.program=fit.py")

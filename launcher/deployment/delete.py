@@ -12,8 +12,14 @@ DELETE_SECONDS = 900  # instances are released within minutes
 DELETE_POLL_SECONDS = 0.5
 
 
-def delete(project: Project, name: str, wait: bool = True) -> None:
+def delete(project: Project, name: str, wait: bool = True, kept: str = "") -> None:
     """Delete an endpoint with its scaling, components, alarms and configuration; models stay, others may use them.
+
+    Args:
+        project: whose account it is in.
+        name: of the endpoint.
+        wait: until it is gone.
+        kept: a configuration that stays: the endpoint is made anew with it.
 
     Raises:
         AwsRefused: there is no such endpoint.
@@ -28,7 +34,7 @@ def delete(project: Project, name: str, wait: bool = True) -> None:
             attachments.remove_component(project, component)
     attachments.remove_alarms(project, name)
     project.aws.send(run.ENDPOINT.stop_call(name))
-    if configured:
+    if configured and configuration != kept:
         project.aws.send(ApiCall("sagemaker", "DeleteEndpointConfig", {"EndpointConfigName": configuration}))
     deadline = time.monotonic() + DELETE_SECONDS
     while wait and project.describe_or_none("Endpoint", name):

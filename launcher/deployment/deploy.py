@@ -161,7 +161,7 @@ def apply(project: Project, planned: Plan) -> None:
         elif step.call.operation == "DeleteInferenceComponent":
             attachments.remove_component(project, step.name)
         elif step.action == "delete":
-            delete(project, planned.name)
+            delete(project, planned.name, kept=planned.config_name)
         elif step.action != "keep" and step.noun != "InferenceComponent":  # those wait for the endpoint
             project.send([step.call])
 

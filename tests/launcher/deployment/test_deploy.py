@@ -54,6 +54,23 @@ def test_an_endpoint_that_failed_is_made_anew(project, canned, model, sent, desc
     assert changing[-4:] == ["CreateModel", "CreateEndpointConfig", "DeleteEndpoint", "CreateEndpoint"]
 
 
+def test_an_endpoint_that_failed_is_made_anew_with_the_configuration_it_has(
+    project, canned, model, sent, described, yaml
+):
+    made = project(model, yaml=yaml)
+    failed = described(EndpointStatus="Failed")
+    canned("DescribeEndpoint", failed, failed, failed, MISSING)
+    canned("DescribeEndpointConfig", {})
+    for operation in ("DeleteEndpoint", "DeleteEndpointConfig"):
+        canned(operation, {})
+    canned("CreateEndpoint", {"EndpointArn": ARN})
+    failed["EndpointConfigName"] = deploy.plan(made).config_name
+    planned = deploy.plan(made)
+    assert [step.action for step in planned.steps[-3:]] == ["keep", "delete", "create"]
+    deploy.apply(made, planned)
+    assert "DeleteEndpointConfig" not in [name for name, _ in sent]
+
+
 def test_an_update_that_an_alarm_took_back_is_a_failure(project, model, described, yaml):
     planned = deploy.Plan("digits", "new", "old", ())
     with pytest.raises(JobFailed, match="the update of digits was rolled back to old: alarm errors"):

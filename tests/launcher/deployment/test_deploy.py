@@ -60,7 +60,7 @@ def test_an_endpoint_that_failed_is_made_anew_with_the_configuration_it_has(
     made = project(model, yaml=yaml)
     failed = described(EndpointStatus="Failed")
     canned("DescribeEndpoint", failed, failed, failed, MISSING)
-    canned("DescribeEndpointConfig", {})
+    canned("DescribeEndpointConfig", {"EndpointConfigName": "digits"})
     for operation in ("DeleteEndpoint", "DeleteEndpointConfig"):
         canned(operation, {})
     canned("CreateEndpoint", {"EndpointArn": ARN})

@@ -11,6 +11,7 @@ from typing import Any
 from a2wsgi import WSGIMiddleware
 
 from container import contract
+from container.serve import heads
 from container.serve.app import create_app
 from container.serve.bidirectional import Conversations
 from container.serve.call import Call
@@ -97,7 +98,7 @@ class Door:
         return response
 
     async def _invoke(self, scope: Scope, receive: Receive, send: Send, model: str | None) -> None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = heads.combined(scope["headers"])
         announced = headers.get("content-length", "0")
         if announced.isdecimal() and int(announced) > self.service.plan.max_request_bytes:
             await self.send(self.refused(self.service.too_large(int(announced)), model), receive, send)

@@ -7,9 +7,11 @@ pipelined one takes the ASGI way, so that answers keep the order of their reques
 
 import asyncio
 import io
+import sys
 from functools import lru_cache
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import (
     HEADER_RE,
     HEADER_VALUE_RE,
@@ -19,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from container import contract
+from container.serve import heads
 from container.serve.asgi import Door
 from container.serve.call import Call
 from container.serve.exchange import HandlerFailed, Request, Response, Unavailable
@@ -57,11 +60,11 @@ class Exchange:
     call: Call
     """There once the body is complete."""
 
-    def __init__(self, protocol: "Protocol", path: str, model: str | None) -> None:
+    def __init__(self, protocol: "Protocol", path: str, model: str | None, headers: dict[str, str]) -> None:
         self.protocol = protocol
         self.path = path
         self.model = model
-        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in protocol.headers}
+        self.headers = headers
         self.keep_alive = protocol.parser.should_keep_alive() and protocol.parser.get_http_version() != "1.0"
         self.disconnected = self.response_complete = False
         self.body = b""
@@ -119,6 +122,8 @@ class Protocol(HttpToolsProtocol):
         self._receiving = False
         self._idle_since: float | None = self.loop.time()
         self._place = BETWEEN
+        self._data = b""
+        """What came last."""
         self._received_at = 0.0
         """When the head began, if its end did not come with it, or when the last piece of the body came."""
         self._heads = self._head_bytes = 0
@@ -143,10 +148,10 @@ class Protocol(HttpToolsProtocol):
     # -- a request comes in
 
     def data_received(self, data: bytes) -> None:
-        heads = self._heads
+        begun, self._data = self._heads, data
         super().data_received(data)
         if self._place:
-            self._more_is_to_come(len(data), self._heads != heads)
+            self._more_is_to_come(len(data), self._heads != begun)
 
     def _more_is_to_come(self, length: int, begun: bool) -> None:
         """The request has not ended with what came last.
@@ -178,21 +183,47 @@ class Protocol(HttpToolsProtocol):
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        """Begin an answer.
+
+        Raises:
+            BadHead: the parser hands it on as an error of its own, which is answered with 400.
+        """
         self._place = IN_BODY
-        exchange = self._short_way()
+        if self.parser.should_upgrade() and not self._should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise heads.BadHead("this is no proxy")
+            return  # the parser stops here, see `_unsupported_upgrade_warning`
+        headers = heads.combined(self.headers)
+        heads.check(self.parser.get_http_version(), headers)
+        exchange = self._short_way(headers)
         if exchange is None:
             self._asgi_way()
             return
         self.cycle = self._current = exchange  # type: ignore[assignment]
         self._receiving = True
-        announced = exchange.headers.get("content-length", "0")
-        expected = exchange.headers.get("expect", "").lower() == "100-continue"
+        announced = headers.get("content-length", "0")
+        expected = headers.get("expect", "").lower() == "100-continue" and self.parser.get_http_version() != "1.0"
         if announced.isdecimal() and int(announced) > self.app.body_bytes:
             self._large(exchange, int(announced), expected)
         elif expected:
             self.transport.write(CONTINUE)
 
-    def _short_way(self) -> Exchange | None:
+    def _should_upgrade(self) -> bool:
+        return self.parser.get_method() == b"GET" and super()._should_upgrade()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Ignore that a client offers HTTP/2, as Java's does; uvicorn calls this while it handles the parser's stop.
+
+        The parser takes what follows the head for the other protocol, also where it is the request's body: it is told
+        the request again without the offer.
+        """
+        stopped = sys.exc_info()[1]
+        assert isinstance(stopped, httptools.HttpParserUpgrade)
+        head = heads.without_upgrade(self.parser.get_method(), self.url, self.headers)
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(head + self._data[stopped.args[0] :])
+
+    def _short_way(self, headers: dict[str, str]) -> Exchange | None:
         """An exchange, if this request may take the short way."""
         if (self.cycle is not None and not self.cycle.response_complete) or self.flow.write_paused:
             return None
@@ -200,11 +231,11 @@ class Protocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return None
         if (url == INVOCATIONS and method == b"POST") or (url == HEALTH and method == b"GET"):
-            return Exchange(self, url.decode(), None)
+            return Exchange(self, url.decode(), None, headers)
         if url.startswith(b"/models/") and b"%" not in url and b"?" not in url:
             path = url.decode("latin-1")
             model = self.app.invoked_model(path, method.decode())
-            return Exchange(self, path, model) if model else None
+            return Exchange(self, path, model, headers) if model else None
         return None
 
     def _asgi_way(self) -> None:
@@ -234,6 +265,8 @@ class Protocol(HttpToolsProtocol):
             self._hold(exchange, len(body))
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade() and not self._should_upgrade():
+            return
         self._place = BETWEEN
         if not self._receiving:
             super().on_message_complete()

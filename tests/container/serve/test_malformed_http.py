@@ -1,5 +1,6 @@
 """HTTP that is broken, or that two servers in a row would read differently, over raw sockets at both doors."""
 
+import contextlib
 import random
 import re
 import socket
@@ -57,15 +58,12 @@ ODD = {
     "a thousand headers": b"GET /ping HTTP/1.1\r\nHost: x\r\n"
     + b"".join(b"A%d: b\r\n" % n for n in range(1000))
     + b"\r\n",
-    "two hosts": b"GET /ping HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
-    "no host": b"GET /ping HTTP/1.1\r\n\r\n",
     "a path upwards": b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
     "an encoded path upwards": b"GET /%2e%2e/%2e%2e/etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
     "an encoding that ends": b"GET /ping% HTTP/1.1\r\nHost: x\r\n\r\n",
     "bytes that are no UTF-8": b"GET /\xff\xfe?\xff HTTP/1.1\r\nHost: x\r\n\r\n",
     "two slashes": b"GET //elsewhere/ping HTTP/1.1\r\nHost: x\r\n\r\n",
     "an asterisk": b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a tunnel": b"CONNECT elsewhere:443 HTTP/1.1\r\nHost: x\r\n\r\n",
     "an upgrade to nothing": b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: nothing\r\n\r\n",
     "an upgrade to HTTP/2": b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
     b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
@@ -151,3 +149,79 @@ def test_what_the_parser_would_collect_without_end_is_cut_off(production_server,
     """431, or a reset that outruns it; read to its end, the trailer's request would be a 400 for its shape."""
     url = urlsplit(production_server)
     assert statuses(exchange((url.hostname, url.port), REFUSED[name])) in ([], [431])
+
+
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+WEBSOCKET = UPGRADE.replace(b"h2c", b"websocket") + b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n"
+ROW = b",".join([b"0"] * 64)
+LENGTH = b"Content-Length: %d\r\n" % len(ROW)
+CSV = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n"
+IN_CHUNKS = b"\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(ROW), ROW)
+# What RFC 9112 and RFC 9110 say of a request, and whether the connection lives on: name -> the bytes, statuses, open.
+BY_THE_BOOK = {
+    "nothing odd": (CSV + LENGTH + b"\r\n" + ROW, [200], True),
+    "no host": (b"GET /ping HTTP/1.1\r\n\r\n", [400], False),
+    "no host, elsewhere": (b"GET /models HTTP/1.1\r\n\r\n", [400], False),
+    "no host in HTTP/1.0": (b"GET /ping HTTP/1.0\r\n\r\n", [200], False),
+    "two hosts": (PING + b"Host: y\r\n\r\n", [400], False),
+    "the same host twice": (PING + b"Host: x\r\n\r\n", [400], False),
+    "a host that is none": (b"GET /ping HTTP/1.1\r\nHost: a b/c\r\n\r\n", [400], False),
+    "a host of 1,000 characters": (b"GET /ping HTTP/1.1\r\nHost: " + b"a" * 1000 + b"\r\n\r\n", [400], False),
+    "an empty host": (b"GET /ping HTTP/1.1\r\nHost:\r\n\r\n", [200], True),
+    "HTTP/0.9": (b"GET /ping\r\n\r\n", [400], False),
+    "HTTP/2.0 without its preface": (b"GET /ping HTTP/2.0\r\nHost: x\r\n\r\n", [400], False),
+    "a tunnel": (b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n", [400], False),
+    "a coding before chunked": (CSV + b"Transfer-Encoding: gzip, chunked\r\n" + IN_CHUNKS, [400], False),
+    "chunked in capitals": (CSV + b"Transfer-Encoding: CHUNKED\r\n" + IN_CHUNKS, [200], True),
+    "chunks in HTTP/1.0": (CSV.replace(b"1.1", b"1.0") + b"Transfer-Encoding: chunked\r\n" + IN_CHUNKS, [200], False),
+    "a trailer": (CSV + b"Transfer-Encoding: chunked\r\n" + IN_CHUNKS[:-2] + b"Host: y\r\n\r\n", [200], True),
+    "the offer of HTTP/2": (PING + UPGRADE + b"\r\n", [200], True),
+    "the offer of HTTP/2 before a body": (CSV + UPGRADE + LENGTH + b"\r\n" + ROW, [200], True),
+    "the offer of HTTP/2 before chunks": (CSV + UPGRADE + b"Transfer-Encoding: chunked\r\n" + IN_CHUNKS, [200], True),
+    "a WebSocket that is posted": (CSV + WEBSOCKET + LENGTH + b"\r\n" + ROW, [200], True),
+    "a body that is waited for": (CSV + b"Expect: 100-Continue\r\n" + LENGTH + b"\r\n" + ROW, [100, 200], True),
+    "the same in HTTP/1.0": (
+        (CSV + b"Expect: 100-continue\r\n" + LENGTH).replace(b"1.1", b"1.0") + b"\r\n" + ROW,
+        [200],
+        False,
+    ),
+    "a trace": (b"TRACE /ping HTTP/1.1\r\nHost: x\r\nCookie: secret\r\n\r\n", [405], True),
+    "three at once": ((PING + b"\r\n") * 3, [200] * 3, True),
+}
+
+
+def converse(address, *pieces):
+    """The statuses of what is answered to the pieces, each sent by itself, and to a last ping on that connection."""
+    with socket.create_connection(address[:2], timeout=30) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            for piece in pieces:
+                client.sendall(piece)
+            client.sendall(PING + b"Connection: close\r\n\r\n")
+        except OSError:  # it has been closed already
+            pass
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := client.recv(65536):
+                answer += piece
+    assert b"secret" not in answer
+    return statuses(answer)
+
+
+@pytest.mark.parametrize("name", BY_THE_BOOK)
+@pytest.mark.parametrize("split", [False, True], ids=["at once", "head and body apart"])
+def test_what_the_standard_says_of_a_request_is_done_and_the_next_one_is_answered(production_server, name, split):
+    request, expected, stays_open = BY_THE_BOOK[name]
+    head, end, body = request.partition(b"\r\n\r\n")
+    pieces = [head + end, body] if split and body else [request]
+    url = urlsplit(production_server)
+    assert converse((url.hostname, url.port), *pieces) == expected + [200] * stays_open
+    assert serves((url.hostname, url.port))
+
+
+def test_a_body_behind_the_offer_of_another_protocol_is_never_a_request(production_server):
+    """It was, where it came by itself: one caller's body, another request for the server."""
+    url = urlsplit(production_server)
+    smuggled = b"DELETE /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+    head = CSV + UPGRADE + b"Content-Length: %d\r\n\r\n" % len(smuggled)
+    assert converse((url.hostname, url.port), head, smuggled) == [400, 200]

@@ -22,7 +22,10 @@ PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def post(body, path="/invocations", kind="application/json"):
-    return f"POST {path} HTTP/1.1\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
 
 
 @pytest.mark.parametrize(
@@ -31,11 +34,11 @@ def post(body, path="/invocations", kind="application/json"):
         (b"", []),
         (b"POST /invocations HTTP/1.1\r\nHost:", [408]),
         (b"GET /absent HTTP/1.1\r\nHost:", [408]),
-        (b"POST /invocations HTTP/1.1\r\nContent-Length: 10\r\n\r\n[1,", [408]),
-        (b"POST /invocations?way=asgi HTTP/1.1\r\nContent-Length: 10\r\n\r\n[1,", [408]),
-        (b"POST /invocations HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n[1,\r\n3\r\n", [408]),
-        (b"POST /invocations HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Trailer: ", [408]),
-        (b"POST /invocations HTTP/1.1\r\nContent-Length: 2000\r\n\r\n[1,", [413]),  # is over the limit
+        (b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n[1,", [408]),
+        (b"POST /invocations?way=asgi HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n[1,", [408]),
+        (b"POST /invocations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n[1,\r\n3\r\n", [408]),
+        (b"POST /invocations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Trailer: ", [408]),
+        (b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n[1,", [413]),  # is over the limit
         (post(b"[1]") + b"POST /invocations HTTP/1.1\r\n", [200, 408]),
     ],
 )
@@ -120,7 +123,7 @@ def written(transport):
 
 def test_a_body_may_take_as_long_as_it_likes_but_not_pause(connection):
     async def client(protocol, clock, transport):
-        protocol.data_received(b"POST /invocations HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        protocol.data_received(b"POST /invocations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         for number in range(20):
             clock.advance(59)
             protocol.data_received(b"1\r\n7" if number % 2 else b"\r\n" * bool(number))

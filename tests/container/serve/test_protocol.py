@@ -55,7 +55,7 @@ def test_requests_may_arrive_in_any_pieces(data, pieces_port, connect):
     for number, kind in enumerate(kinds):
         body = b"[%d]" % number
         chunks = b"1\r\n[\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body) - 1, body[1:])
-        chunked = b"POST /invocations HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks
+        chunked = b"POST /invocations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks
         query = post(body, "/invocations?a=b")
         requests.append({"p": PING, "d": post(body), "c": chunked, "q": query}[kind])
         expected.append(b"" if kind == "p" else body)
@@ -77,7 +77,7 @@ def pieces_port(serve):
 
 
 @pytest.mark.parametrize(
-    "head", ["POST /invocations HTTP/1.1\r\nConnection: close\r\n", "POST /invocations HTTP/1.0\r\n"]
+    "head", ["POST /invocations HTTP/1.1\r\nHost: x\r\nConnection: close\r\n", "POST /invocations HTTP/1.0\r\n"]
 )
 def test_a_client_that_wants_no_more_gets_its_answer_and_the_end(serve, connect, head):
     client = connect(serve(ECHO))
@@ -89,11 +89,11 @@ def test_a_client_that_wants_no_more_gets_its_answer_and_the_end(serve, connect,
 
 def test_a_body_is_asked_for_where_the_client_waits_to_be_asked(serve, connect):
     client = connect(serve(ECHO, SLIPWAY_MAX_REQUEST_BYTES="1000"))
-    client.send(b"POST /invocations HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+    client.send(b"POST /invocations HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
     assert client.answer() == (100, {}, b"")
     client.send(b"[]")
     assert client.answer()[2] == b"[]"
-    client.send(b"POST /invocations HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2000\r\n\r\n")
+    client.send(b"POST /invocations HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2000\r\n\r\n")
     status, headers, _ = client.answer()
     assert (status, headers["connection"]) == (413, "close")  # the body that it did not send will not come
     assert client.answer() is None
@@ -103,9 +103,11 @@ def test_a_body_is_asked_for_where_the_client_waits_to_be_asked(serve, connect):
 def test_c97_a_body_over_the_limit_is_refused_and_the_connection_goes_on(serve, connect, announced):
     client = connect(serve(ECHO, SLIPWAY_MAX_REQUEST_BYTES="1000"))
     if announced:
-        client.send(b"POST /invocations HTTP/1.1\r\nContent-Length: 100000\r\n\r\n")
+        client.send(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
     else:
-        client.send(b"POST /invocations HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"3e9\r\n" + b"x" * 1001)
+        client.send(
+            b"POST /invocations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", b"3e9\r\n" + b"x" * 1001
+        )
     status, _, body = client.answer()  # before the whole of it was sent
     assert status == 413
     assert "this server takes 1000" in json.loads(body)["error"]
@@ -116,7 +118,9 @@ def test_c97_a_body_over_the_limit_is_refused_and_the_connection_goes_on(serve, 
 
 def test_a_head_request_has_no_body_and_a_post_is_a_ping_too(serve, connect):
     client = connect(serve(ECHO))
-    client.send(b"HEAD /ping HTTP/1.1\r\n\r\n", b"POST /ping HTTP/1.1\r\nContent-Length: 1\r\n\r\nx", PING)
+    client.send(
+        b"HEAD /ping HTTP/1.1\r\nHost: x\r\n\r\n", b"POST /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx", PING
+    )
     assert [client.answer()[0] for _ in range(3)] == [200, 200, 200]
 
 

@@ -150,7 +150,7 @@ def test_c99_a_client_that_leaves_costs_nothing_but_its_own_request(start_server
         client.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         client.close()
     half = socket.create_connection(("127.0.0.1", server.port))
-    half.sendall(b"POST /invocations HTTP/1.1\r\nContent-Length: 100\r\n\r\nhalf")
+    half.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
     half.close()
     assert json.loads(server.request("POST", "/invocations", sleep_body(0), JSON).body) == {"slept": 0}
 

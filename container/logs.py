@@ -12,6 +12,11 @@ from container import contract
 TEXT = "%(asctime)s %(levelname)s %(process)d %(message)s"
 
 
+def are_json(environ: Mapping[str, str]) -> bool:
+    """Whether `SLIPWAY_LOG_FORMAT` asks for JSON."""
+    return (environ.get(contract.LOG_FORMAT) or "text").strip().lower() == "json"
+
+
 def configure(environ: Mapping[str, str], level: str | int, fields: Callable[[], Mapping[str, str]] = dict) -> None:
     """Send every logger's records to standard output, in the form that `SLIPWAY_LOG_FORMAT` asks for.
 
@@ -23,8 +28,7 @@ def configure(environ: Mapping[str, str], level: str | int, fields: Callable[[],
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # else what user code prints comes 8 KB later, or never
     handler = logging.StreamHandler(sys.stdout)
-    as_json = (environ.get(contract.LOG_FORMAT) or "text").strip().lower() == "json"
-    handler.setFormatter(JsonFormatter() if as_json else TextFormatter(TEXT))
+    handler.setFormatter(JsonFormatter() if are_json(environ) else TextFormatter(TEXT))
     handler.addFilter(_Fields(fields))
     number = level if isinstance(level, int) else int(level) if level.isdecimal() else level.upper()
     logging.basicConfig(level=number, handlers=[handler], force=True)
@@ -62,9 +66,21 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "process": record.process,
-            "message": record.getMessage(),
+            "message": _message(record),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        text = json.dumps(line, ensure_ascii=False)
+        return text.encode("utf-8", "backslashreplace").decode()  # half a character becomes JSON's own escape of it
+
+
+def _message(record: logging.LogRecord) -> str:
+    """The message, also of a line whose author got its arguments wrong: logging would print a trace of its own."""
+    try:
+        return record.getMessage()
+    except Exception as error:
+        message = record.msg if isinstance(record.msg, str) else f"a {type(record.msg).__name__}"
+        return f"{message} (cannot be formatted: {type(error).__name__}: {error})"

@@ -59,8 +59,10 @@ def write(settings: Settings, before: Figures, now: Figures, device: int | None)
         now: and at this one.
         device: the number of the process's GPU, if it has one.
     """
-    sys.stdout.write(line(settings, (before, now), usage(device), int(time.time() * 1000)) + "\n")
-    sys.stdout.flush()
+    output = sys.__stdout__  # what is printed may be logged, and CloudWatch wants the bare document
+    assert output is not None
+    output.write(line(settings, (before, now), usage(device), int(time.time() * 1000)) + "\n")
+    output.flush()
 
 
 def usage(device: int | None) -> list[Value]:

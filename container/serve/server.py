@@ -17,7 +17,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 
 from container import contract, cuda, logs
-from container.serve import emf, failures, telemetry, tracing
+from container.serve import emf, failures, printed, telemetry, tracing
 from container.serve.asgi import Door
 from container.serve.handlers import find_program
 from container.serve.health import Health, State
@@ -56,6 +56,8 @@ def main() -> int:
     """
     try:
         configure_logs()
+        if logs.are_json(os.environ):
+            printed.log_what_is_printed()
         opt_ml = contract.OptMl.from_env()
         machine = read_machine()
         check_cuda(machine)

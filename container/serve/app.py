@@ -1,7 +1,9 @@
 """The Flask app: every route of the server over the core. It is the definition, and runs under any WSGI server."""
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 import flask
 from werkzeug.exceptions import HTTPException
@@ -22,7 +24,9 @@ from container.serve.metrics import (
 )
 from container.serve.registry import Registry
 from container.serve.service import Service
+from container.serve.spool import SPOOL_BYTES, WRITE_BYTES, Spool
 
+MODEL_BYTES = 65536  # a name and a directory
 READ_METHODS = ("GET", "POST")
 PAGE = Path(__file__).with_name("page.html")
 PAGE_POLICY = (
@@ -73,9 +77,14 @@ def create_app(service: Service) -> flask.Flask:
 
 def invoke(service: Service, model: str | None) -> flask.Response:
     """The core's answer to the request at hand; the core counts it."""
-    request = read(flask.request)
+    body = read_body(flask.request.stream, service)
     flask.g.counted = True
-    return answer(service.invoke(request, model))
+    if isinstance(body, bytes):
+        return answer(service.invoke(read(flask.request, body), model))
+    try:
+        return answer(service.invoke(read(flask.request, b""), model, body))
+    finally:
+        body.close()  # where nobody has read it
 
 
 def add_document(app: flask.Flask, service: Service) -> None:
@@ -154,7 +163,8 @@ def add_model_routes(app: flask.Flask, service: Service, registry: Registry) -> 
 
     @app.post("/models")
     def load() -> flask.Response:
-        return answer(registry.load(read(flask.request)))
+        flask.request.max_content_length = MODEL_BYTES
+        return answer(registry.load(read(flask.request, flask.request.get_data(cache=False))))
 
     @app.get("/models")
     def names() -> flask.Response:
@@ -173,10 +183,39 @@ def add_model_routes(app: flask.Flask, service: Service, registry: Registry) -> 
         return invoke(service, name)
 
 
-def read(request: flask.Request) -> Request:
-    """The request as the core's value; the body is read to its end."""
+def read(request: flask.Request, body: bytes) -> Request:
+    """The request as the core's value."""
     headers = {name.lower(): value for name, value in request.headers.items()}
-    return Request(request.method, request.path, headers, request.get_data(cache=False), request.args)
+    return Request(request.method, request.path, headers, body, request.args)
+
+
+def read_body(stream: IO[bytes], service: Service) -> bytes | Spool:
+    """An invocation's body to its end; from `SPOOL_BYTES` on in a file.
+
+    Raises:
+        BodyTooLarge: it is over the server's limit.
+        Unavailable: it cannot be kept on disk.
+    """
+    limit = service.plan.max_request_bytes
+    pieces = io.BytesIO()
+    while pieces.tell() <= min(limit, SPOOL_BYTES):
+        if not (piece := stream.read(WRITE_BYTES)):
+            return pieces.getvalue()
+        pieces.write(piece)
+    if pieces.tell() > limit:
+        raise service.too_large(pieces.tell())
+    spool = Spool()
+    try:
+        piece = pieces.getvalue()
+        while piece:
+            spool.write(piece)
+            if spool.length > limit:
+                raise service.too_large(spool.length)
+            piece = stream.read(WRITE_BYTES)
+    except BaseException:
+        spool.close()
+        raise
+    return spool
 
 
 def answer(response: Response) -> flask.Response:

@@ -31,6 +31,7 @@ from container.serve.metrics import INVOKE_MODEL_ROUTE, Metrics
 from container.serve.plan import ServerPlan
 from container.serve.quick import TURN_SECONDS
 from container.serve.registry import Registry
+from container.serve.spool import Spool
 
 if TYPE_CHECKING:  # it imports torch, and the server answers before that is done
     from container.serve.predictor import Predictor
@@ -145,9 +146,14 @@ class Service:
 
     # -- invocations
 
-    def invoke(self, request: Request, model: str | None = None) -> Response:
-        """Answer a request, waiting for it; of the model of that name in multi-model mode."""
-        call, response = self._wait(request, lambda call: self.submit(call, model))
+    def invoke(self, request: Request, model: str | None = None, spool: Spool | None = None) -> Response:
+        """Answer a request, waiting for it; of the model of that name in multi-model mode, with its body in `spool`."""
+
+        def submit(call: Call) -> None:
+            call.spool = spool
+            self.submit(call, model)
+
+        call, response = self._wait(request, submit)
         self.answered(call, response)
         return response
 

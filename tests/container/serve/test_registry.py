@@ -49,6 +49,14 @@ def test_c115_with_no_model_loaded_ping_is_200_and_the_list_is_empty(door):
     assert json.loads(door.request("GET", "/models").body) == {"models": []}
 
 
+def test_a_load_takes_no_body_that_is_large(door):
+    answer = door.request("POST", "/models", b" " * 65537, {**JSON, "Content-Length": "65537"})
+    assert (answer.status, json.loads(answer.body)) == (
+        413,
+        {"error": "The data value transmitted exceeds the capacity limit."},
+    )
+
+
 def test_c116_a_loaded_model_is_listed_described_and_served(door, open_models):
     assert door.request("POST", "/models", open_models.write("4f1d", ECHO), JSON).status == 200
     entry = {"modelName": "4f1d", "modelUrl": str(open_models.base / "4f1d" / "model")}

@@ -177,6 +177,15 @@ def test_a_body_that_was_let_go_of_cannot_be_read():
         spool.read()
 
 
+def test_c140_behind_either_door_a_large_body_reaches_the_handler_and_one_past_the_limit_does_not(
+    open_door, user_model, body
+):
+    door = open_door(user_model(GATED), {"SLIPWAY_MAX_REQUEST_BYTES": str(LIMIT)})
+    answer = door.request("POST", "/invocations", body, {"Content-Type": "application/octet-stream"})
+    assert (answer.status, answer.body) == expected(body)
+    assert door.request("POST", "/invocations", body + body).status == 413
+
+
 @pytest.fixture
 def core():
     environ = {"SLIPWAY_MAX_REQUEST_BYTES": str(LIMIT)}

@@ -177,7 +177,7 @@ def runs_without_channels(bench: Bench) -> None:
         if bench.materials.scripts:
             write_script(layout, "print('no data needed')")
 
-    if bench.materials.channels and not bench.materials.scripts:
+    if not bench.materials.scripts and (bench.materials.channels or not bench.plain_training.succeeded):
         raise NotJudged("the program needs data")
     run = bench.train(remove)
     if not run.succeeded:

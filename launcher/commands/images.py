@@ -18,7 +18,7 @@ from launcher.commands.options import (
     show,
     show_call,
 )
-from launcher.errors import JobFailed
+from launcher.errors import ConfigError, JobFailed
 
 if TYPE_CHECKING:
     from launcher.config.images import Image
@@ -118,9 +118,13 @@ def image() -> None:
 
 @image.command("check")
 @click.argument("kind", type=KINDS, default="all")
+@click.option("--contract", is_flag=True, help="Start them, too, and hold them against SageMaker's contract: minutes.")
 @common_options
-def check_images(options: Options, kind: str) -> None:
+@click.pass_context
+def check_images(context: click.Context, options: Options, kind: str, contract: bool) -> None:
     """Check built images: architecture, entry point, user, size by layer, credentials."""
+    if contract and options.json:
+        raise ConfigError("--contract has no --json here; `python -m launcher check IMAGE --json` has")
     from launcher.findings import failures, lines
     from launcher.images import build as images
     from launcher.images.check import check_image
@@ -142,3 +146,18 @@ def check_images(options: Options, kind: str) -> None:
     failed = [item.check for items in found.values() for item in failures(items)]
     if failed:
         raise JobFailed(f"{len(failed)} checks failed: {', '.join(failed)}")
+    if contract:
+        hold_against_contract(context, settings, kind)
+
+
+def hold_against_contract(context: click.Context, settings: "Settings", kind: str) -> None:
+    """Start each image as SageMaker does; with which model and data one that is not ours works, its makers know."""
+    from launcher.check.command import check
+    from launcher.images.build import local_reference
+
+    for name, item in chosen_images(settings, kind).items():
+        reference = local_reference(item)
+        if {f"images.{name}.dockerfile", f"images.{name}.uri"} & settings.origins.keys():
+            click.echo(f"{reference} is your own: python -m launcher check {reference} --help")
+        else:
+            context.invoke(check, image=reference, roles=("train" if name == "training" else "serve",))

@@ -30,6 +30,7 @@ CASES = [
     (("C16", "C23"), {"faults": ("crashes",)}, "see C41"),
     (("C15", "C47", "C49"), {"faults": ("crashes",)}, "see C41"),
     (("C22",), {"scripts": False}, "needs data"),
+    (("C22",), {"scripts": False, "channels": {}}, "needs data"),
     (("C41",), {"channels": {}}, "--train-data DIR"),
     (("C42",), {"scripts": False, "environment": NO_DATA_NEEDED}, "succeeds without its data"),
     (("C43",), {"faults": ("no-failure-file",)}, "see C42"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+BASE_IMAGE = os.environ.get("SLIPWAY_BASE_IMAGE") or "slipway-base:bookworm"
 ROOT = Path(__file__).parents[3]
 SPEC = yaml.safe_load((ROOT / "buildspec.yml").read_text())
 DOCKERFILE = (
@@ -34,7 +35,7 @@ def checkout(tmp_path, registry_host, image_names):
     return tmp_path
 
 
-def run_phase(name, directory, succeeding=True):
+def run_phase(name, directory, succeeding=True, contract=False):
     """A phase's commands in one shell, as CodeBuild runs them: the first that fails ends the phase."""
     environment = {
         "PATH": os.environ["PATH"],
@@ -47,6 +48,8 @@ def run_phase(name, directory, succeeding=True):
         "CODEBUILD_BUILD_SUCCEEDING": str(int(succeeding)),
     }
     lines = [line.replace("min_free_gb=20", "min_free_gb=1") for line in SPEC["phases"][name]["commands"]]
+    if not contract:
+        lines = [line.replace(" --contract", "") for line in lines]
     script = "\n".join(["set -e", *lines])
     shell = SPEC["env"]["shell"]
     return subprocess.run(
@@ -64,6 +67,27 @@ def test_the_phases_build_check_and_push_both_images(checkout, registry_host, im
     assert pushed.keys() == {"training", "serving"}
     for kind, name in (("training", "train"), ("serving", "serve")):
         assert pushed[kind]["uri"].startswith(f"{registry_host}/{image_names(name)}@sha256:")
+
+
+@pytest.mark.docker
+@pytest.mark.slow
+def test_an_image_that_breaks_the_contract_fails_the_build_unless_it_is_somebody_elses(checkout):
+    shutil.copy(ROOT / "tests" / "launcher" / "check" / "fake_container.py", checkout / "container")
+    argv = ["/usr/bin/python3", "/fake_container.py", "--fault", "crashes"]
+    lines = [f"FROM {BASE_IMAGE}", "COPY container/fake_container.py /", f"ENTRYPOINT {json.dumps(argv)}"]
+    for name in ("Dockerfile.train", "Dockerfile.serve"):
+        (checkout / name).write_text("\n".join(lines) + "\n")
+    run_phase("install", checkout)
+    done = run_phase("build", checkout, contract=True)
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "broken M (the platform's contract)" in done.stdout
+    settings = yaml.safe_load((checkout / "launcher.yaml").read_text())
+    for kind, name in (("training", "Dockerfile.train"), ("serving", "Dockerfile.serve")):
+        settings["images"][kind]["dockerfile"] = name
+    (checkout / "launcher.yaml").write_text(yaml.safe_dump(settings))
+    done = run_phase("build", checkout, contract=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("is your own: python -m launcher check ") == 2
 
 
 @pytest.mark.docker

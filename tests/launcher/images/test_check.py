@@ -102,3 +102,8 @@ def test_an_index_of_several_images_is_refused_before_it_is_pushed(kind):
 @pytest.mark.parametrize("attributes", [{}, {"Descriptor": None}, {"Descriptor": {"mediaType": DOCKER_MANIFEST}}])
 def test_one_image_may_be_pushed(attributes):
     assert manifest(attributes).status == "ok"
+
+
+def test_the_contract_suite_has_a_verb_of_its_own_for_json(capsys):
+    assert cli.main(["image", "check", "--contract", "--json"]) == 2
+    assert "`python -m launcher check IMAGE --json` has" in capsys.readouterr().err

@@ -91,12 +91,15 @@ def built_image(alone: Callable[[str], AbstractContextManager]) -> Callable[[str
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits(alone: Callable[[str], AbstractContextManager]) -> Path:
     """UCI handwritten digits as image folders: `train/<class>/*.png` and `test/<class>/*.png`, 8x8 grey."""
     from launcher.demo import write_digits
 
-    directory = tmp_path_factory.mktemp("digits")
-    write_digits(directory)
+    with alone("digits") as lock:
+        directory = Path(lock.lock_file).with_suffix("")
+        if not directory.exists():
+            write_digits(directory.with_suffix(".part"))
+            directory.with_suffix(".part").rename(directory)
     return directory
 
 

@@ -288,7 +288,8 @@ CAUSES = (
         "bad-request",
         "the container refused a record",
         r"Bad HTTP status (returned|received) from (invoke|algorithm): 4\d\d|Bad HTTP status.{0,40}4\d\d",
-        "send one record with `python -m launcher invoke` to read the container's own words; check content_type and split",
+        "send one record with `python -m launcher invoke` to read the container's own words; check content_type and split; "
+        "SLIPWAY_RECORD_PLACEHOLDERS=true in transform.environment answers a bad record in its place",
     ),
     Cause(
         "handler",

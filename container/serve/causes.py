@@ -116,6 +116,8 @@ RULES = (
     Rule(r"Can't get attribute .* on <module", "missing-class"),
     Rule(r"size changed, may indicate binary incompatibility|pickle has an incompatible dtype", "wrong-version"),
     Rule(r"PytorchStreamReader failed", "bad-model"),
+    Rule(r"build the image with torchvision", "missing-dependency", "this image has no torchvision: build one with it"),
+    Rule(r"unknown architecture", "wrong-architecture", "correct `architecture` in model.json"),
     Rule(r"the warm-up request was answered", "warm-up"),
     Rule(r"attempted relative import", "bad-handler"),
     Rule(

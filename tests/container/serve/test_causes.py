@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from container.model import build_network
 from container.serve.causes import CAUSES, classify
 from container.serve.failures import describe
 
@@ -126,6 +127,18 @@ def test_a_variable_that_nobody_set_is_named():
         "set SLIPWAY_ABSENT in the model's Environment",
     )
     assert classify(raised({}.__getitem__, "SLIPWAY_ABSENT"))[0] == "handler-error"
+
+
+@pytest.mark.parametrize(
+    ("torchvision", "expected"),
+    [(True, ("wrong-architecture", "in model.json")), (False, ("missing-dependency", "no t"))],
+)
+def test_an_architecture_that_the_image_cannot_build_is_told_from_a_wrong_name(monkeypatch, torchvision, expected):
+    if not torchvision:
+        monkeypatch.setattr("container.model.torchvision", None)
+    cause, fix = classify(raised(build_network, "resnet-18" if torchvision else "resnet18", 2, (3, 8, 8)))
+    assert cause == expected[0]
+    assert expected[1] in fix
 
 
 def test_a_server_of_the_users_own_is_told_that_there_is_one():

@@ -18,6 +18,9 @@ from pydantic_core import PydanticUndefined
 from launcher import config
 from launcher.cli import cli
 from launcher.config import images, values
+from launcher.dry_run import dry_calls
+from launcher.jobs.api import ApiCall
+from launcher.validate import problems
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if path.exists())
@@ -261,3 +264,25 @@ def test_every_section_of_a_setting_on_a_page_exists():
     pattern = re.compile(r"`((?:images|training|transform|endpoint|network|limits)\.[a-z_.]+)`")
     for page in PAGES:
         assert set(pattern.findall(page.read_text())) - known == set(), page.name
+
+
+def test_the_tuning_job_on_the_page_is_one_that_sagemaker_takes(monkeypatch, tmp_path):
+    """Made of the very request of a job of ours."""
+    block = re.search(
+        r"```python\n(.*?create_hyper_parameter_tuning_job.*?)```", (ROOT / "docs/launcher.md").read_text(), re.DOTALL
+    )
+    settings = {"code": tmp_path, "hyperparameters": {"epochs": 3, "learning_rate": 0.1}, "spot": True}
+    (tmp_path / "train.py").touch()
+    (call,) = dry_calls("train", config.Config.model_validate({"training": settings}), tmp_path)
+    sent = {}
+
+    def create(**request):
+        sent.update(request)
+
+    client = types.SimpleNamespace(
+        describe_training_job=lambda **_: call.request, create_hyper_parameter_tuning_job=create
+    )
+    monkeypatch.setattr("boto3.client", lambda _: client)
+    exec(block[1], {})  # what a reader would paste
+    assert problems(ApiCall("sagemaker", "CreateHyperParameterTuningJob", sent)) == []
+    assert sent["TrainingJobDefinition"]["StaticHyperParameters"] == {"epochs": "3"}

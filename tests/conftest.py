@@ -21,8 +21,10 @@ MOST_WORKERS = 8  # the longest files bound what more would save
 WORKER_BYTES = 3 * 1024**3  # a test's jobs: up to four processes with torch
 
 
-def pytest_xdist_auto_num_workers() -> int:
+def pytest_xdist_auto_num_workers() -> int | None:
     """How many tests `make test` runs at a time: one more than cores, as a test often waits for a process."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # xdist reads it
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(len(os.sched_getaffinity(0)) + 1, MOST_WORKERS, memory // WORKER_BYTES))
 

@@ -24,7 +24,7 @@ endif
 images: install
 	$(BIN)/python -m launcher build $(IMAGE_SETTINGS)
 
-# Side by side: tests/conftest.py says how many. `.venv/bin/python -m pytest tests/x.py::test_y` by hand runs one after the other.
+# Side by side; tests/conftest.py says how many at a time, PYTEST_ARGS="-n 0" one after the other.
 test: install
 	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 

@@ -77,7 +77,7 @@ def replace_links(directory: Path) -> None:
         target = link.resolve()
         link.unlink()
         if target.is_dir():
-            shutil.copytree(target, link)
+            shutil.copytree(target, link, ignore_dangling_symlinks=True)
         elif target.is_file():
             shutil.copy2(target, link)
         else:

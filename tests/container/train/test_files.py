@@ -10,7 +10,7 @@ import pytest
 
 from container.contract import OptMl
 from container.train.environment import TrainingEnvironment, read_environment
-from container.train.files import ChannelError, channel_directory, list_files
+from container.train.files import ChannelError, channel_directory, list_files, replace_links
 from launcher.local.opt_ml import write_training_input
 
 
@@ -106,3 +106,14 @@ def test_c20_a_read_only_channel_is_read_and_nothing_is_written_below_it(tmp_pat
     done = subprocess.run([sys.executable, "-c", READS_A_CHANNEL, root], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in [root, *root.rglob("*")]} == before
+
+
+def test_links_become_what_they_point_at_and_dangling_ones_nothing(tmp_path):
+    model, cache = tmp_path / "model", tmp_path / "cache"
+    for directory in (model, cache):
+        directory.mkdir()
+    (cache / "weights.pt").write_text("w")
+    for link, target in ((model / "cached", cache), (model / "gone", tmp_path / "gone"), (cache / "lost", "nowhere")):
+        link.symlink_to(target)
+    replace_links(model)
+    assert {path.name: path.is_symlink() for path in model.rglob("*")} == {"cached": False, "weights.pt": False}

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from container.train import Checkpoints, GracefulStop, training_environment
+from container.train import Checkpoints, GracefulStop, export_weights, training_environment
 
 
 def read_folder(folder: Path, classes: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,7 +78,7 @@ def save(network: nn.Module, classes: list[str], device: torch.device) -> None:
     print(f"validation:accuracy={accuracy:.6f};", flush=True)
     model_dir = Path(os.environ["SM_MODEL_DIR"])
     model_dir.mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), model_dir / "weights.pt")
+    export_weights(network.state_dict(), model_dir / "weights.pt")
     (model_dir / "model.json").write_text(json.dumps({"classes": classes, "size": SIZE}))
 
 

@@ -18,7 +18,7 @@ from network import build
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from container.train import Checkpoints, GracefulStop, training_environment
+from container.train import Checkpoints, GracefulStop, export_weights, training_environment
 
 
 def read_tables(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,7 +72,7 @@ def save(network: nn.Sequential) -> None:
     print(f"validation:accuracy={accuracy:.6f};", flush=True)
     model_dir = Path(os.environ["SM_MODEL_DIR"])
     model_dir.mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), model_dir / "weights.pt")
+    export_weights(network.state_dict(), model_dir / "weights.pt")
     shape = {"columns": features.shape[1], "classes": int(network[-1].out_features)}
     (model_dir / "model.json").write_text(json.dumps(shape))
 

@@ -19,6 +19,11 @@ logger = logging.getLogger(__name__)
 LINE_LIMIT = 1000
 SLOW_SECONDS = 60
 
+# Of the causes of failed starts, those of failed requests, too.
+REQUEST_CAUSES = (
+    *("out-of-memory", "disk-full", "read-only", "permission", "missing-file", "missing-dependency", "wrong-version"),
+    *("no-network", "aws-access", "no-cuda-driver", "bad-setting"),
+)
 ENDINGS = {
     "SIGKILL": "the kernel does that when memory is full: use an instance with more memory, or fewer processes: "
     "SAGEMAKER_MODEL_SERVER_WORKERS=1",
@@ -39,6 +44,14 @@ def describe(error: BaseException, model_dir: Path | None = None) -> str:
         message += f" (from {_named(error.__cause__)})"
     line = f"serve cannot start [{cause}]{' ' + where if where else ''}: {message}"
     return f"{line[:LINE_LIMIT]}; fix: {fix}"
+
+
+def describe_request(error: BaseException) -> str:
+    """What went wrong in a request, for the line above its trace; with a cause and a fix where the machine is it."""
+    cause, fix = classify(error)
+    where = location(error)
+    line = f"{where + ': ' if where else ''}{_named(error)}"[:LINE_LIMIT]
+    return f"[{cause}] {line}; fix: {fix}" if cause in REQUEST_CAUSES else line
 
 
 def _named(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from container.serve import tracing
 from container.serve.ahead import Ahead
 from container.serve.batcher import Batcher
 from container.serve.call import Call
+from container.serve.causes import classify
 from container.serve.exchange import (
     BodyTooLarge,
     DeadlineExceeded,
@@ -25,7 +26,7 @@ from container.serve.exchange import (
     Unavailable,
     json_response,
 )
-from container.serve.failures import classify
+from container.serve.failures import describe_request
 from container.serve.health import Health, State
 from container.serve.metrics import INVOKE_MODEL_ROUTE, Metrics
 from container.serve.plan import ServerPlan
@@ -371,7 +372,7 @@ class Service:
         if self.plan.multi_model and classify(error)[0] == "out-of-memory":
             return OutOfMemory("memory ran out in the invocation").response()
         identity = f"{os.getpid()}-{next(self._errors)}-{int(time.time())}"
-        logger.error("request failed id=%s", identity, exc_info=error)
+        logger.error("request failed id=%s %s", identity, describe_request(error), exc_info=error)
         return HandlerFailed(message, id=identity).response()
 
 

@@ -45,6 +45,10 @@ CODE = """
     def exited():
         sys.exit(0)
 
+    def wrote_where_it_may_not():
+        import errno
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "/opt/ml/model/cache")
+
     def many_lines():
         for number in range(2000):
             print(number, "x" * 100)
@@ -88,8 +92,14 @@ def test_code_that_exits_in_a_request_ends_that_request_alone(server):
     workers = server.workers()
     status, body = ask(server, "exited")
     assert status == 500
-    assert re.search(rf"request failed id={body['id']}.*SystemExit: 0", server.log.read_text(), re.DOTALL)
+    assert re.search(rf"request failed id={body['id']} .*inference.py:\d+: SystemExit: 0\n", server.log.read_text())
     assert server.workers() == workers
+
+
+def test_a_request_that_fails_for_its_machine_says_what_to_do(server):
+    _, body = ask(server, "wrote_where_it_may_not")
+    line = next(line for line in server.log.read_text().splitlines() if body["id"] in line)
+    assert re.search(r" \[read-only\] .*inference.py:\d+: OSError: .*'/opt/ml/model/cache'; fix: .* below /tmp$", line)
 
 
 def ask(server, what):

@@ -132,7 +132,7 @@ class Service:
         )
 
     def _seconds_for(self, payload_bytes: int) -> float:
-        """How long the model would take for text full of its records, as one that it is asked takes now.
+        """How long the model would take for text full of its records, as the quicker of two that it is asked takes now.
 
         0.0 where only the model's author knows what a record looks like.
         """
@@ -141,9 +141,9 @@ class Service:
             return 0.0
         body, content_type = warm_up
         request = Request("POST", contract.INVOCATIONS_PATH, {"content-type": content_type}, body)
-        call, _ = self._wait(request, lambda call: self._submit(call, None))
-        values = self._predictor.defaults.interface().values
-        return payload_bytes / (DIGIT_AND_COMMA_BYTES * values) * max(0.0, call.predicted - call.decoded)
+        calls = [self._wait(request, lambda call: self._submit(call, None))[0] for _ in range(2)]
+        seconds = min(max(0.0, call.predicted - call.decoded) for call in calls)
+        return payload_bytes / (DIGIT_AND_COMMA_BYTES * self._predictor.defaults.interface().values) * seconds
 
     # -- invocations
 

@@ -109,7 +109,8 @@ def test_an_engine_that_does_not_answer_says_why(machine, script, reason, fix):
 
 
 def test_an_engine_that_hangs_is_given_up(machine, monkeypatch):
-    monkeypatch.setattr("launcher.doctor.CLIENT_SECONDS", 0.2)
+    for module in ("machine", "engine"):
+        monkeypatch.setattr(f"launcher.doctor.{module}.CLIENT_SECONDS", 0.2)
     finding = one(doctor(machine(programs_text={"docker": "exec /bin/sleep 30"})), "docker")
     assert finding.detail == "no engine answers: nothing in 0 s"
 
@@ -304,7 +305,6 @@ def test_the_lines_align_and_a_fix_stands_below_its_finding():
 
 
 def test_the_exit_status_is_one_where_a_check_failed(monkeypatch, capsys):
-    monkeypatch.setattr("launcher.doctor.NEEDED_PACKAGES", ())
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
     assert main() == 1

@@ -1,0 +1,7 @@
+"""`python -m launcher.doctor`."""
+
+import sys
+
+from launcher.doctor import main
+
+sys.exit(main())

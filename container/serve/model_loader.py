@@ -1,6 +1,7 @@
 """Loads the model file that `model_files` found, with the default steps it is served by."""
 
 import argparse
+import re
 import sys
 import warnings
 import zipfile
@@ -33,6 +34,7 @@ from container.serve.model_files import (
 )
 from container.serve.plan import is_true
 
+GPU_CONSTANT = r'torch\.device\("cuda[^)]*\)'
 SAVE_AGAIN = "save the model again, and pack the whole file"
 
 
@@ -103,13 +105,35 @@ def _load_module(found: ModelFile, device: str, environ: Mapping[str, str]) -> t
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit is deprecated; what was saved with it is still read
             try:
-                return torch.jit.load(found.path, map_location=device), None
+                module = torch.jit.load(found.path, map_location=device)
             except RuntimeError as error:
                 raise _damaged(found.path, error) from None
+        if device == "cpu":
+            check_runs_without_gpu(found.path)
+        return module, None
     value = _unpickle(found, device, environ)
     if not isinstance(value, nn.Module):
         raise weights_alone(found.path)
     return value, None
+
+
+def check_runs_without_gpu(path: Path) -> None:
+    """Refuse a program that was traced on a GPU and made tensors there: its device is a constant of its code.
+
+    Code with branches may be for both, and gets the benefit of the doubt.
+
+    Raises:
+        ModelFileError: it was.
+    """
+    with zipfile.ZipFile(path) as archive:
+        sources = [archive.read(name).decode(errors="replace") for name in archive.namelist() if name.endswith(".py")]
+    found = next((match for source in sources if (match := re.search(GPU_CONSTANT, source))), None)
+    if found and not any(re.search(r"^ +if ", source, re.MULTILINE) for source in sources):
+        raise ModelFileError(
+            "needs-gpu",
+            f"{path} was traced on a GPU and makes tensors there: its code holds {found[0]}",
+            "trace the model and its example on the CPU, or use a GPU instance",
+        )
 
 
 def _load_exported(path: Path, device: str, environ: Mapping[str, str]) -> tuple[nn.Module, np.ndarray | None]:

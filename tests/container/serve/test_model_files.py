@@ -331,6 +331,33 @@ def test_code_that_lies_where_it_is_not_looked_for_is_pointed_at(tmp_path, caplo
     assert f"the model is served without code of yours: {advice}" in caplog.text
 
 
+class MakesTensors(nn.Module):
+    def forward(self, data):
+        return data + torch.zeros(4, device=data.device)
+
+
+class MakesTensorsWhereItIs(nn.Module):
+    def forward(self, data):
+        if data.is_cuda:
+            return data + torch.zeros(4, device=torch.device("cuda:0"))
+        return data
+
+
+def test_a_program_that_was_traced_on_a_gpu_is_refused_where_there_is_none(tmp_path):
+    """What a trace on a GPU leaves: the device as a constant; written into a trace that was made here."""
+    save(tmp_path / "here.ts", "trace", MakesTensors())
+    load(tmp_path)
+    with zipfile.ZipFile(tmp_path / "here.ts") as source, zipfile.ZipFile(tmp_path / "gpu.ts", "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name).replace(b'torch.device("cpu")', b'torch.device("cuda:0")'))
+    cause, message, fix = failure(tmp_path, SLIPWAY_MODEL_FILE="gpu.ts")
+    assert cause == "needs-gpu"
+    assert 'makes tensors there: its code holds torch.device("cuda:0")' in message
+    assert "trace the model and its example on the CPU" in fix
+    save(tmp_path / "both.ts", "script", MakesTensorsWhereItIs())
+    assert load(tmp_path, SLIPWAY_MODEL_FILE="both.ts").model(ROWS).tolist() == ROWS.tolist()
+
+
 def test_what_macos_packs_beside_each_file_is_no_model(tmp_path):
     save(tmp_path / "net.pt", "script", network())
     for name in ("._net.pt", ".DS_Store", "._code"):

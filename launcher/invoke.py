@@ -40,6 +40,7 @@ WAY: dict[Mode, str] = {  # to an endpoint of that mode
     "asynchronous": "an asynchronous one, with endpoint.asynchronous: true",
 }
 MODEL_ERRORS = frozenset({"ModelError", "ModelStreamError"})
+NOT_IN_SERVICE = "ValidationError"  # or not there; the runtime API's words do not tell why
 ASYNC_POLL_SECONDS = 0.5
 
 
@@ -230,7 +231,8 @@ def container_errors(aws: Aws, endpoint: str) -> Iterator[None]:
         yield
     except AwsRefused as error:
         why = f"; why: `python -m launcher explain {endpoint}{aws.flags}`"
-        raise _container_error(error, why) or error from error.__cause__
+        refused = AwsRefused(f"{error}{why}", error.code) if error.code == NOT_IN_SERVICE else error
+        raise _container_error(error, why) or refused from error.__cause__
 
 
 def _container_error(error: AwsRefused, why: str) -> JobFailed | None:

@@ -44,9 +44,13 @@ def test_the_containers_own_words_are_told(aws, canned, status, told):
         invoke.invoke(aws, REQUEST)
 
 
-def test_another_refusal_stays_one(aws, canned):
-    canned("InvokeEndpoint", {"Error": {"Code": "ValidationError", "Message": "no"}}, service="sagemaker-runtime")
-    with pytest.raises(AwsRefused, match="ValidationError"):
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [("ValidationError", "no; why: `python -m launcher explain digits`$"), ("ServiceUnavailable", "no$")],
+)
+def test_another_refusal_stays_one(aws, canned, code, told):
+    canned("InvokeEndpoint", {"Error": {"Code": code, "Message": "no"}}, service="sagemaker-runtime")
+    with pytest.raises(AwsRefused, match=f"{code}: {told}"):
         invoke.invoke(aws, REQUEST)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import load_times
 from launcher.account.secrets import refuse_secrets
+from launcher.checksum import digest
 from launcher.config import Config
 from launcher.console import size_text
 from launcher.errors import AwsRefused, ConfigError, JobFailed
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CONTENT_DIGITS = 12  # of an archive's digest, in the place it is uploaded to
 NO_CAPACITY = re.compile(r"CapacityError|InsufficientInstanceCapacity|InsufficientCapacity")
 
 
@@ -142,12 +144,10 @@ class Project:
         from launcher import data
 
         name = model or self.newest_training_job()
-        if name.startswith("s3://") or is_local_model(name):
-            uri = model_data_uri(self.config, context, name)
-        else:
-            uri = self.artifact_uri(name)
         if is_local_model(name):
-            data.upload(self.aws, self.directory / name, uri, self.progress)
+            uri = self._upload_model(context, name)
+        else:
+            uri = name if name.startswith("s3://") else self.artifact_uri(name)
         if self.config.endpoint.multi_model:
             return ServedModel(uri)  # a prefix
         found = data.stored(self.aws, uri)
@@ -158,6 +158,21 @@ class Project:
             found = data.stored(self.aws, target) or found
         entry = load_times.known(self.home, found.etag)
         return ServedModel(target, found.bytes, found.etag, entry.measured if entry else None)
+
+    def _upload_model(self, context: JobContext, name: str) -> str:
+        """Where a local archive lies, after its upload: other content has another place.
+
+        The model that SageMaker knows points there: an archive that was packed anew must become another model, and
+        what served before must find its own when the endpoint goes back to it.
+        """
+        from launcher import data
+
+        path = self.directory / name
+        folder, _, file = model_data_uri(self.config, context, name).rpartition("/")
+        content = digest(path).etag[:CONTENT_DIGITS] if path.is_file() else ""
+        uri = f"{folder}/{content}/{file}"
+        data.upload(self.aws, path, uri, self.progress)
+        return uri
 
     def _with_code(self, context: JobContext, uri: str) -> str:
         """The archive with the project's serving code in it, made and uploaded where it is not there yet."""

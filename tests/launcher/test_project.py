@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher import cli
+from launcher import cli, data
 from launcher.config import Config
 from launcher.errors import AwsRefused, ConfigError, JobFailed
+from launcher.jobs.model import model_call
 from launcher.provenance import provenance
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +20,8 @@ YAML_FILES = sorted([*ROOT.glob("examples/**/launcher.yaml"), *ROOT.glob("launch
 CAPACITY = {"Error": {"Code": "CapacityError", "Message": "no machines"}}
 
 
-def model_archive(path):
-    (path.parent / "weights").write_text("w")
+def model_archive(path, weights="w"):
+    (path.parent / "weights").write_text(weights)
     with tarfile.open(path, "w:gz") as tar:
         tar.add(path.parent / "weights", "weights")
     return path
@@ -84,7 +85,20 @@ def test_a_local_model_is_uploaded(project, tmp_path, aws):
     context = made.context()
     served = made.served_model(context, "artifacts/model.tar.gz")
     assert served.size_bytes == (tmp_path / "artifacts" / "model.tar.gz").stat().st_size
-    assert served.uri == f"s3://{context.bucket}/digits/models/artifacts/model.tar.gz"
+    assert re.fullmatch(rf"s3://{context.bucket}/digits/models/artifacts/[0-9a-f]{{12}}/model\.tar\.gz", served.uri)
+    assert made.served_model(context, "artifacts/model.tar.gz") == served
+
+
+def test_a_local_model_that_was_packed_anew_is_another_model_and_the_one_before_is_still_there(project, tmp_path, aws):
+    made = project("endpoint.model=./model.tar.gz")
+    archive, context = tmp_path / "model.tar.gz", made.context()
+    served = []
+    for weights in ("one", "two"):
+        model_archive(archive, weights)
+        served.append(made.served_model(context, "./model.tar.gz"))
+    names = [model_call(made.config, context, model).request["ModelName"] for model in served]
+    assert names[0] != names[1]
+    assert data.stored(aws, served[0].uri).etag == served[0].etag != served[1].etag
 
 
 def test_serving_code_is_put_into_the_model_once(project, tmp_path, aws, sent):

@@ -75,7 +75,9 @@ class Door:
         elif path.startswith(MODELS_ROUTE) and scope["method"] != "GET":
             await self._models(scope, receive, send)
         else:
-            await self._flask(scope, receive, send)
+            values = heads.combined(scope["headers"]).items()
+            headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in values]
+            await self._flask({**scope, "headers": headers}, receive, send)
 
     def invoked_model(self, path: str, method: str) -> str | None:
         """The name in `POST /models/{name}/invoke`, already percent-decoded; it may hold anything, slashes too."""
@@ -192,6 +194,7 @@ class FutureWaiter:
         self.call.spool = spool
 
     def take(self, response: Response) -> None:
+        del self.call  # which knows this waiter: a circle would keep the body until the garbage is collected
         if not self.answer.done():
             self.answer.set_result(response)
 

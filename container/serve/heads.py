@@ -20,13 +20,13 @@ class BadHead(ValueError):
 
 
 def combined(headers: Headers) -> dict[str, str]:
-    """The values by name; those of a name that comes more than once as a list (RFC 9110, section 5.2)."""
-    values = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+    """The values by name, without blanks around them; of a name that comes more than once a list (RFC 9110, 5.2)."""
+    values = {name.decode("latin-1"): value.strip().decode("latin-1") for name, value in headers}
     if len(values) == len(headers):
         return values
     lists: dict[str, str] = {}
     for name, value in headers:
-        key, text = name.decode("latin-1"), value.decode("latin-1")
+        key, text = name.decode("latin-1"), value.strip().decode("latin-1")
         lists[key] = f"{lists[key]}, {text}" if key in lists else text
     return lists
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-TOOLS_OWN = {".git", ".launcher", ".venv", "__pycache__", ".ipynb_checkpoints", ".DS_Store"}
+TOOLS_OWN = {"launcher.yaml", ".launcher", ".git", ".venv", "__pycache__", ".ipynb_checkpoints", ".DS_Store"}
 TOOLS_OWN |= {".mypy_cache", ".pytest_cache", ".ruff_cache"}
 VIRTUAL_ENVIRONMENT = "pyvenv.cfg"  # lies in every one, whatever its directory is called
 

@@ -15,7 +15,15 @@ def names(root, **options):
 
 
 def test_what_tools_keep_in_a_project_does_not_travel_with_it(tmp_path):
-    write(tmp_path, "train.py", "package/__init__.py", "package/__pycache__/x.pyc", ".git/HEAD", ".launcher/s3/b/k")
+    write(
+        tmp_path,
+        "train.py",
+        "package/__init__.py",
+        "package/__pycache__/x.pyc",
+        ".git/HEAD",
+        ".launcher/s3/b/k",
+        "launcher.yaml",
+    )
     write(tmp_path, ".venv/bin/python", "env/pyvenv.cfg", "env/lib/torch.py")
     assert names(tmp_path) == ["package/__init__.py", "train.py"]
 

@@ -1,7 +1,7 @@
 """The decoders under coverage-guided mutation: .venv/bin/python bench/serve/fuzz_decoders.py [--seconds 60].
 
 `atheris` (pip install atheris) follows which lines of the decoders an input reaches, and mutates towards new ones; it
-starts from the good bodies of `fuzz.py`. What a decoder raises beside a refusal is a defect: it is printed with its
+starts from the good bodies of `bodies.py`. What a decoder raises beside a refusal is a defect: it is printed with its
 input, and the exit status is 1. `fuzz.py` does the same over HTTP, without looking inside.
 """
 
@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["container.images", "container.serve"])
 
 import contextlib
 
-from fuzz import seeds
+from bodies import seeds
 
 REFUSALS = (BadRequest, BodyTooLarge, ImageError)
 LONGEST = 4096  # bytes of an input
@@ -42,14 +42,16 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     "image/png": image,
     "image/jpeg": image,
     "image/webp": image,
+    "image/gif": image,
+    "image/bmp": image,
     "record": lambda body: read_record(body, 1),
     "example": lambda body: read_example(body, 1),
 }
 
 
-def good(kind: str) -> bytes:
+def good(kind: str) -> list[bytes]:
     bodies = seeds()
-    inner = {"record": bodies[codec.RECORDIO][8:], "example": bodies[codec.TFRECORD][12:-4]}
+    inner = {"record": [bodies[codec.RECORDIO][0][8:]], "example": [bodies[codec.TFRECORD][0][12:-4]]}
     return inner.get(kind) or bodies[kind]
 
 
@@ -61,7 +63,8 @@ def fuzz(kind: str, seconds: int, corpus: Path) -> None:
         with contextlib.suppress(REFUSALS):
             decode(data)
 
-    (corpus / "good").write_bytes(good(kind))
+    for number, body in enumerate(good(kind)):
+        (corpus / f"good{number}").write_bytes(body)
     argv = [sys.argv[0], str(corpus), f"-max_total_time={seconds}", f"-max_len={LONGEST}", "-print_final_stats=1"]
     atheris.Setup([*argv, f"-artifact_prefix={corpus}/", "-verbosity=1", "-rss_limit_mb=4096"], once)
     atheris.Fuzz()

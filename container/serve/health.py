@@ -166,4 +166,6 @@ class Health:
             "ready_processes": self.ready(),
             "processes": self.processes,
         }
+        if state is State.FAILED and self.failure():
+            body["error"] = self.failure()
         return Response(503, orjson.dumps(body), headers=(("Retry-After", "1"),))

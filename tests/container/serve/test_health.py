@@ -122,6 +122,16 @@ def test_another_process_sees_what_one_marks():
     assert health.failure() == "why: é"
 
 
+def test_ping_says_why_a_model_could_not_be_loaded():
+    health = Health(1)
+    slot = health.claim()
+    assert "error" not in json.loads(health.response().body)
+    health.fail("serve cannot start [missing-file] …")
+    health.mark(slot, State.FAILED)
+    body = json.loads(health.response().body)
+    assert (body["state"], body["error"]) == ("failed", "serve cannot start [missing-file] …")
+
+
 def test_the_first_failure_stands_and_fits():
     health = Health(1)
     assert health.failure() == ""

@@ -69,8 +69,9 @@ class Front:
     def forget(self, waiter: Waiter) -> None:
         """Nobody waits any more: work that has not begun is dropped."""
         if waiter in self._waiting:
-            waiter.call.cancel()
             self._waiting.remove(waiter)
+            waiter.call.cancel()
+            del waiter.call  # which knows the waiter
 
     def deliver(self, waiter: Waiter, response: Response) -> None:
         """Give the answer; from any thread."""

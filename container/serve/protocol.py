@@ -98,7 +98,14 @@ class Exchange:
 
     def take(self, response: Response) -> None:
         """Send the answer."""
+        del self.call  # the connection keeps the exchange until the next one, and need not keep its body
         self.protocol.answer(self, response)
+
+    def release(self) -> None:
+        """Hold nothing of the body any more."""
+        if self.share is not None:
+            self.share.release()
+            self._pieces = None
 
     @property
     def message_event(self) -> "Exchange":
@@ -133,8 +140,7 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._current is not None:
             self.front.forget(self._current)
-            if self._current.share is not None:
-                self._current.share.release()
+            self._current.release()
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
         super().connection_lost(exc)
@@ -150,6 +156,7 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         begun, self._data = self._heads, data
         super().data_received(data)
+        self._data = b""
         if self._place:
             self._more_is_to_come(len(data), self._heads != begun)
 
@@ -270,10 +277,13 @@ class Protocol(HttpToolsProtocol):
         self._place = BETWEEN
         if not self._receiving:
             super().on_message_complete()
+            if self.cycle is not None and self.cycle.response_complete:
+                self._idle_since = self.loop.time()
             return
         self._receiving = False
         exchange = self._current
-        if exchange is None:
+        if exchange is None:  # it was answered before its body had come
+            self._idle_since = self.loop.time()
             return
         if exchange.path == contract.HEALTH_PATH:
             self.answer(exchange, self.app.ping())
@@ -305,14 +315,14 @@ class Protocol(HttpToolsProtocol):
             exchange.keep_alive = exchange.keep_alive and not expected  # else the body that is not sent would be missed
             self.answer(exchange, self.app.refused(self.app.service.too_large(length), exchange.model))
             return
-        if exchange.share is not None:
-            exchange.share.release()
+        body = exchange.request().body
+        exchange.release()
         self.cycle = self._current = None  # type: ignore[assignment]
         self._receiving = False
         self._asgi_way()
         self.cycle.waiting_for_100_continue = expected
-        if exchange.length:
-            super().on_body(exchange.request().body)
+        if body:
+            super().on_body(body)
 
     # -- its answer goes out
 
@@ -320,7 +330,7 @@ class Protocol(HttpToolsProtocol):
         """Send the answer of the exchange at hand, and let the next request begin."""
         self._current = None
         if exchange.share is not None:
-            exchange.share.release()
+            exchange.release()
         if not isinstance(response.body, bytes):
             self._stream(exchange, response)
             return

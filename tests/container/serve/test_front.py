@@ -169,11 +169,12 @@ def test_an_answer_that_nobody_waits_for_any_more_is_dropped_and_not_counted():
 
     async def drive(front):
         gone, stays = submit(front, "gone", "stays")
+        call = gone.call
         await asyncio.sleep(0)
         front.forget(gone)
         service.go.set()
         body = await stays.taken
-        return gone.call.cancelled, gone.taken.done(), body
+        return call.cancelled, gone.taken.done(), body
 
     assert run(service, drive)[0] == (True, False, b"stays")
     assert service.counted == [200]

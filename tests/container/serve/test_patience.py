@@ -82,8 +82,8 @@ class Clock:
 def connection(user_model):
     """Runs what a client does with a connection whose clock it sets."""
 
-    def run(client):
-        plan = plan_server(Machine(1, 8 * 1024**3, 0, True), {}, 0)
+    def run(client, **environ):
+        plan = plan_server(Machine(1, 8 * 1024**3, 0, True), environ, 0)
         service = Service(plan, Health(1))
         service.serve(load_predictor(user_model(GATED), {}, place_of(plan, "cpu")))
 
@@ -145,6 +145,22 @@ def test_a_head_may_not_take_long_in_however_many_pieces(connection):
         assert written(transport).startswith(b"HTTP/1.1 408")
 
     connection(client)
+
+
+@pytest.mark.parametrize("head", [b"POST /invocations HTTP/1.1", b"POST /ping HTTP/1.1"])
+def test_a_client_that_was_answered_before_its_body_had_come_is_idle_once_it_has(connection, head):
+    async def client(protocol, clock, transport):
+        protocol.data_received(head + b"\r\nHost: x\r\nContent-Length: 2000\r\n\r\n")
+        await until(lambda: b"\r\n\r\n" in written(transport))
+        protocol.data_received(bytes(1000))
+        protocol.data_received(bytes(1000))
+        clock.advance(74)
+        assert not transport.close.called
+        clock.advance(76)
+        assert transport.close.called
+        assert b"408" not in written(transport)
+
+    connection(client, SLIPWAY_MAX_REQUEST_BYTES="1000")
 
 
 @pytest.mark.parametrize("path", ["/invocations", "/invocations?way=asgi"])

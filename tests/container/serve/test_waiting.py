@@ -1,5 +1,6 @@
 """What waits in memory is bounded by its bytes, too."""
 
+import gc
 import json
 import time
 
@@ -86,6 +87,45 @@ def test_one_body_alone_is_never_too_much(gated, connect):
     client.send(post(bytes(2 * BOUND)))
     gate.touch()
     assert client.answer()[::2] == (200, b"6000000")
+
+
+@pytest.fixture
+def no_bodies():
+    """Waits until no call holds a body any more; the garbage collector does not help."""
+    gc.collect()
+    gc.disable()
+    yield lambda: wait_until(lambda: not any(type(each) is Call and each.request.body for each in gc.get_objects()))
+    gc.enable()
+
+
+@pytest.mark.parametrize("path", ["/invocations", "/invocations?way=asgi"])
+def test_an_idle_connection_holds_nothing_of_its_last_request(serve, connect, no_bodies, path):
+    client = connect(serve("def transform_fn(model, data, kind, accept): return str(len(data))"))
+    client.send(post(BODY, path))
+    assert client.answer()[2] == b"1400000"
+    no_bodies()
+
+
+@pytest.mark.parametrize("path", ["/invocations", "/invocations?way=asgi"])
+def test_nothing_is_held_of_a_request_whose_client_left_while_it_was_computed(
+    serve, connect, no_bodies, tmp_path, path
+):
+    began, gate = tmp_path / "began", tmp_path / "gate"
+    code = f"""
+        import pathlib, time
+        def transform_fn(model, data, kind, accept):
+            pathlib.Path({str(began)!r}).touch()
+            while not pathlib.Path({str(gate)!r}).exists():
+                time.sleep(0.01)
+            return ""
+    """
+    client = connect(serve(code))
+    client.send(post(BODY, path))
+    wait_until(began.exists)
+    client.close()
+    wait_until(lambda: serve.door.waiting.bytes == 0)
+    gate.touch()
+    no_bodies()
 
 
 def test_a_call_that_nobody_waits_for_lets_go_of_its_body_unless_it_has_begun():

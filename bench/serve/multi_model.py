@@ -2,6 +2,9 @@
 
 What a load and unload leaves behind, what a resident model costs, whether a hit is as fast as with a single model
 (interleaved rounds, CPU time of the server per request), how long a list and a swap take, and which load gets 507.
+
+Hits are compared with a server of one process, too, as many models have one, and over one connection: under load a
+single model answers several requests with one forward pass, and no server can do that for different models.
 """
 
 import argparse
@@ -129,7 +132,11 @@ def resident(base: Path, models: int, rounds: int) -> Iterator[tuple[str, str]]:
         alone, same, drawn = (statistics.median(column) * 1000 for column in zip(*rows, strict=True))
         yield "CPU per hit, a single model", f"{alone:.3f} ms"
         yield f"  one of {models}, again and again", f"{same:.3f} ms, ratio {median_ratio(rows, 1):.2f}"
-        yield "  drawn at random (colder caches)", f"{drawn:.3f} ms, ratio {median_ratio(rows, 2):.2f}"
+        yield "  drawn at random", f"{drawn:.3f} ms, ratio {median_ratio(rows, 2):.2f}"
+        yield (
+            "  of which caches: a bare forward pass",
+            "{:.3f} ms of one, {:.3f} ms drawn at random".format(*bare(models)),
+        )
         began = time.monotonic()
         for number in range(10):
             must(many.unload(f"m{number}"))
@@ -162,6 +169,25 @@ def hits(server: RunningServer, paths: list[str], count: int) -> float:
         must(answer.status)
     connection.close()
     return (server.cpu_seconds() - before) / count
+
+
+def bare(models: int, count: int = 3000) -> tuple[float, float]:
+    """CPU milliseconds of a forward pass without a server: of one network again and again, and of one of many.
+
+    Weights and code objects of a thousand networks are in no cache: whoever serves them pays for that.
+    """
+    networks = [torch.nn.Sequential(*[torch.nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)]) for _ in range(models)]
+    row, draw = torch.tensor(ROWS), random.Random(0)
+    seconds = []
+    with torch.inference_mode():
+        for most in (1, models):
+            for network in networks:
+                network(row)
+            began = time.thread_time()
+            for _ in range(count):
+                networks[draw.randrange(most)](row)
+            seconds.append((time.thread_time() - began) / count * 1000)
+    return seconds[0], seconds[1]
 
 
 def swapped(base: Path, models: int, requests: int) -> Iterator[tuple[str, str]]:

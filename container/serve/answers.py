@@ -1,6 +1,7 @@
 """What a user's function returned as an answer: its headers checked, its pieces one after another."""
 
 import functools
+import logging
 import re
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
@@ -8,6 +9,9 @@ from typing import Any
 from container.serve import codec, tracing
 from container.serve.call import Call
 from container.serve.exchange import HandlerFailed, Response, ServeError
+from container.serve.failures import describe_request
+
+logger = logging.getLogger(__name__)
 
 HEADER_LIMIT = 1024  # of a response header that SageMaker passes on
 HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -32,7 +36,7 @@ def answer(result: Any, kind: str, call: Call, session_headers: Mapping[str, str
     status = check_status(call.context.response_status) if call.context else 200
     if isinstance(result, Iterator):
         pieces = _pieces(result, call.request.headers)
-        return Response(status, pieces if wants_stream(call) else b"".join(pieces), kind, extra)
+        return Response(status, _stream(pieces, call) if wants_stream(call) else b"".join(pieces), kind, extra)
     return Response(status, codec.to_bytes(result), kind, extra)
 
 
@@ -45,6 +49,16 @@ def check_status(status: int) -> int:
     if status == 200 or (isinstance(status, int) and 200 <= status < 600 and status not in (204, 205, 304)):
         return status
     raise HandlerFailed(f"a handler set the response status {status!r}; 200 to 599 can be answered")
+
+
+def _stream(pieces: Iterator[bytes], call: Call) -> Iterator[bytes]:
+    """The pieces of an answer whose status is on its way already: the log alone can say why it breaks off."""
+    try:
+        yield from pieces
+    except Exception as error:
+        with tracing.working_on(call.request.headers):
+            logger.error("the answer broke off: %s", describe_request(error))
+        raise
 
 
 def _pieces(result: Iterator[Any], headers: Mapping[str, str]) -> Iterator[bytes]:

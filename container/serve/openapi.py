@@ -37,7 +37,7 @@ HEADERS = {
 }
 
 Schema = dict[str, Any]
-PIXEL: Schema = {"type": "number", "minimum": 0, "maximum": 255}
+PIXEL: Schema = {"type": ["number", "boolean"], "minimum": 0, "maximum": 255}
 
 
 def openapi(service: Service) -> Response:
@@ -81,7 +81,7 @@ def common_paths() -> dict[str, Any]:
     """What every server answers."""
     ping = {"summary": "Whether the server can answer.", "responses": _by_status(PING)}
     return {
-        contract.HEALTH_PATH: {"get": {**ping, "operationId": "ping"}},
+        contract.HEALTH_PATH: {"get": {**ping, "operationId": "ping"}, "post": {**ping, "operationId": "postPing"}},
         METRICS_ROUTE: {"get": _read("Figures of all processes, for Prometheus.", {"text/plain": {}})},
         OPENAPI_ROUTE: {"get": _read("This document.", {JSON: {"schema": {"type": "object"}}})},
     }

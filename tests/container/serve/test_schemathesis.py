@@ -14,6 +14,12 @@ READS = ("/ping", "/execution-parameters", "/openapi.json", "/metrics")
 BOTH = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
 
 
+def allowed(address):
+    """The methods that the server says it takes there."""
+    with urllib.request.urlopen(urllib.request.Request(address, method="OPTIONS")) as answer:
+        return set(answer.headers["Allow"].split(", "))
+
+
 def arrays():
     """npy files, of the model's shape or not."""
     shapes = st.sampled_from([(1, 8, 8), (2, 1, 8, 8), (64,), (3, 3), ()])
@@ -64,6 +70,9 @@ def test_what_the_document_allows_or_almost_allows_is_never_a_server_error(url, 
 
     for path in READS:  # nothing to vary
         check(schema[path]["GET"])(schema[path]["GET"].Case())
+        assert (
+            {"GET", "HEAD"} <= allowed(f"{url}{path}") <= {name.upper() for name in schema[path]} | {"HEAD", "OPTIONS"}
+        )
     invoke = schema["/invocations"]["POST"]
     for mode in BOTH:
         repeat = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))

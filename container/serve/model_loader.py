@@ -118,7 +118,7 @@ def _load_module(found: ModelFile, device: str, environ: Mapping[str, str]) -> t
 
 
 def check_runs_without_gpu(path: Path) -> None:
-    """Refuse a program that was traced on a GPU and made tensors there: its device is a constant of its code.
+    """Refuse a program that was traced on a GPU and makes tensors there: the device is a constant of its code.
 
     Code with branches may be for both, and gets the benefit of the doubt.
 
@@ -131,8 +131,8 @@ def check_runs_without_gpu(path: Path) -> None:
     if found and not any(re.search(r"^ +if ", source, re.MULTILINE) for source in sources):
         raise ModelFileError(
             "needs-gpu",
-            f"{path} was traced on a GPU and makes tensors there: its code holds {found[0]}",
-            "trace the model and its example on the CPU, or use a GPU instance",
+            f"{path} was made for a GPU: its code holds {found[0]}",
+            "trace or script it on the CPU, its example there, too; or use a GPU instance",
         )
 
 

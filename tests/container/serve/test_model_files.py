@@ -352,8 +352,8 @@ def test_a_program_that_was_traced_on_a_gpu_is_refused_where_there_is_none(tmp_p
             target.writestr(name, source.read(name).replace(b'torch.device("cpu")', b'torch.device("cuda:0")'))
     cause, message, fix = failure(tmp_path, SLIPWAY_MODEL_FILE="gpu.ts")
     assert cause == "needs-gpu"
-    assert 'makes tensors there: its code holds torch.device("cuda:0")' in message
-    assert "trace the model and its example on the CPU" in fix
+    assert 'was made for a GPU: its code holds torch.device("cuda:0")' in message
+    assert "on the CPU" in fix
     save(tmp_path / "both.ts", "script", MakesTensorsWhereItIs())
     assert load(tmp_path, SLIPWAY_MODEL_FILE="both.ts").model(ROWS).tolist() == ROWS.tolist()
 

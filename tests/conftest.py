@@ -170,6 +170,13 @@ class Browser:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
+    def press(self, key):
+        """A key of the keyboard, as a person presses it."""
+        text = {"Enter": "\r", "Tab": ""}.get(key, key)
+        code = {"Enter": 13, "Tab": 9, " ": 32}.get(key, ord(key[0]))
+        for kind, typed in (("keyDown", {"text": text} if text else {}), ("keyUp", {})):
+            self._call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **typed)
+
     def wait(self, script):
         """Until it is true; a page that is not there yet has no elements to ask."""
         script = f"(() => {{ try {{ return {script} }} catch (error) {{ return null }} }})()"

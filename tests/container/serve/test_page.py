@@ -56,6 +56,47 @@ def test_a_person_drops_an_image_or_pastes_a_request_and_sees_the_answer(start_s
     browser.wait("document.querySelectorAll('#scores tr').length === 10")
 
 
+def test_the_keyboard_is_enough_and_an_error_is_read_in_one_line(start_server, artifact, browser):
+    server = start_server(artifact, SLIPWAY_PAGE="true").wait_ready()
+    browser.open(server.url)
+    browser.wait("!document.getElementById('example').hidden")
+    browser.run("document.getElementById('file').click = () => { window.chooser = (window.chooser || 0) + 1 }; null")
+    browser.press("Tab")
+    assert browser.run("document.activeElement.id") == "drop"
+    browser.press("Enter")
+    browser.press(" ")
+    assert browser.run("window.chooser") == 2
+    assert browser.run("window.scrollY") == 0
+    browser.press("Tab")
+    assert browser.run("document.activeElement.id") == "body"
+    for letter in "[1":
+        browser.press(letter)
+    browser.press("Tab")
+    browser.press("Tab")
+    browser.press("Enter")
+    status = "document.getElementById('status')"
+    browser.wait(f"{status}.textContent.startsWith('400 in ')")
+    assert re.match(r"400 in \d+ ms: the body is not JSON", browser.run(f"{status}.textContent"))
+    assert browser.run(f"{status}.className") == "failed"
+    browser.press("Tab")
+    browser.press("Enter")
+    browser.wait("document.querySelectorAll('#scores tr').length === 10")
+    assert re.fullmatch(r"200 in \d+ ms", browser.run(f"{status}.textContent"))
+
+
+def test_an_image_dropped_anywhere_is_sent_and_a_server_that_went_is_told(start_server, artifact, browser):
+    server = start_server(artifact, SLIPWAY_PAGE="true").wait_ready()
+    browser.open(server.url)
+    browser.wait("!document.getElementById('example').hidden")
+    drop = (DROP % base64.b64encode(picture()).decode()).replace('getElementById("drop")', 'querySelector("h1")')
+    drop = f"{{ {drop} }}"  # its names are its own, so that it can be run twice
+    browser.run(drop)
+    browser.wait("document.querySelectorAll('#scores tr').length === 10")
+    server.stop()
+    browser.run(drop)
+    browser.wait("document.getElementById('status').textContent.startsWith('no answer: ')")
+
+
 def test_the_page_is_off_unless_it_is_asked_for(door, open_door, artifact):
     assert door.request("GET", "/").status == 404
     answer = open_door(artifact, {"SLIPWAY_PAGE": "1"}).request("GET", "/")

@@ -223,7 +223,7 @@ TORCH_HANDLERS = [
     pytest.param(
         "def model_fn(model_dir): return torch.nn.Linear(2, 2).to('cuda')",
         "no-cuda-driver",
-        "; fix: use a GPU instance",
+        "; fix: on a GPU instance choose one whose driver runs",
         marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the driver that must be missing"),
     ),
 ]

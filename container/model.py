@@ -6,6 +6,7 @@ image is defined here, once, so that an endpoint answers exactly what the traini
 """
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ try:
     import torchvision
 except ModuleNotFoundError:  # a small image for the CPU may do without: it knows `convnet` alone
     torchvision = None
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
 SIGNATURE_FILE = "model.json"
@@ -199,12 +202,17 @@ def read_signature(directory: Path) -> ModelSignature:
     if not path.is_file():
         raise ModelFormatError(f"{path} is missing: not an artifact of the built-in program")
     try:
-        fields = OPTIONAL_FIELDS | json.loads(path.read_text())
+        written = json.loads(path.read_text())
+        fields = OPTIONAL_FIELDS | written
         if fields["format"] != FORMAT:
             raise ModelFormatError(f"{path} has format {fields['format']!r}, this image reads format {FORMAT}")
         lists = {name: tuple(fields[name]) for name in ("classes", "mean", "std")}
         if not len(lists["mean"]) == len(lists["std"]) == fields["channels"]:
             raise ModelFormatError(f"{path}: mean and std need a number for each of {fields['channels']!r} channels")
+        if not written.keys() >= {"mean", "std"}:  # weights trained on another scale give confident nonsense
+            logger.warning(
+                "%s names no mean and std: pixels are scaled to mean=%s std=%s", path, fields["mean"], fields["std"]
+            )
         return ModelSignature(**(fields | lists))
     except (ValueError, TypeError, KeyError) as error:
         raise ModelFormatError(f"{path} is not a model signature: {type(error).__name__}: {error}") from error

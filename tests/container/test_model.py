@@ -140,3 +140,14 @@ except ModelFormatError as error:
         "('a', 'b')",
         "unknown architecture 'resnet18'; use 'convnet' or build the image with torchvision",
     ], done.stderr
+
+
+def test_a_signature_without_a_scale_of_its_own_is_told_the_one_that_is_assumed(artifact, caplog):
+    read_signature(artifact)
+    assert caplog.messages == []
+    fields = {"classes": ["cat", "dog"], "height": 8, "width": 8}
+    (artifact / SIGNATURE_FILE).write_text(json.dumps(fields))
+    assert read_signature(artifact).mean == (0.485, 0.456, 0.406)
+    (told,) = caplog.messages
+    assert "names no mean and std" in told
+    assert "(0.485, 0.456, 0.406)" in told

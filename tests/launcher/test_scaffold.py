@@ -13,7 +13,7 @@ from launcher import cli, scaffold
 from launcher.settings import load
 
 
-@pytest.mark.parametrize("template", scaffold.template_names())
+@pytest.mark.parametrize("template", ["tables", pytest.param("images", marks=pytest.mark.slow)])
 def test_a_new_project_passes_its_own_test(template, tmp_path):
     scaffold.write_project(tmp_path / "mine", template)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]

@@ -89,7 +89,7 @@ def test_the_verb_leaves_digests_that_jobs_use(bucket, canned, monkeypatch, tmp_
     project = ["--set", "images.codebuild_project=images"]
     assert cli.main(["build", "--remote", *project]) == 0
     assert f"-> pushed {PUSHED['training']['uri']}" in capsys.readouterr().out
-    assert cli.main(["train", "--dry-run", "--json"]) == 0
+    assert cli.main(["train", "--dry-run", "--json", "--set", "name=digits"]) == 0
     (call,) = json.loads(capsys.readouterr().out)
     assert call["request"]["AlgorithmSpecification"]["TrainingImage"] == PUSHED["training"]["uri"]
     assert cli.main(["build", "--remote", "--no-wait", *project]) == 0

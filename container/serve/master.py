@@ -10,7 +10,7 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
-from container.serve import failures
+from container.serve import failures, orphans
 from container.serve.health import STUCK_SECONDS, State
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,9 @@ class Master(Arbiter):
     def __init__(self, app: Any) -> None:
         self._endings: dict[int, os.waitid_result] = {}
         self._not_before = 0.0
+        self._daemons: set[int] = set()
+        """Processes that left their parent while it lived: they end with the server."""
+        orphans.adopt()
         super().__init__(app)
 
     def handle_int(self) -> None:
@@ -52,9 +55,11 @@ class Master(Arbiter):
         """Gunicorn's, and the processes know that none of them stays."""
         self.app.health.stop()
         super().stop(graceful)
+        orphans.end(orphans.children() - self.WORKERS.keys())
 
     def murder_workers(self) -> None:
         """Gunicorn's look at its processes, every second: ours is at what they answer and what they hold."""
+        self._daemons = orphans.children() - self.WORKERS.keys()
         self.app.health.observe()
         for pid, worker in self.WORKERS.items():
             silent = time.monotonic() - worker.tmp.last_update()
@@ -86,6 +91,7 @@ class Master(Arbiter):
         Raises:
             HaltServer: it could not load the model, and no process answers that has loaded it.
         """
+        orphans.end(orphans.children() - self.WORKERS.keys() - self._daemons)
         health, ending = self.app.health, self._endings.pop(worker.pid, None)
         was = health.leave(worker.slot)
         if self.app.renewal.exited(self, worker.pid) or not self.LISTENERS:  # none: the server is being stopped

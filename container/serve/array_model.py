@@ -51,7 +51,7 @@ class ArrayModel:
         """Whether a bad line of CSV or JSON Lines gets a placeholder instead of failing the whole request."""
         self.device = device
         self.floating = _floating_dtype(self.model) if self.is_module else None
-        """The torch dtype that integers are turned into; None: they stay integers."""
+        """The torch dtype that numbers are turned into, numpy's float64 for one; None: they stay as they came."""
         self.default_accept = default_accept
         self.batches = True
         """Whether requests may be put together at all."""
@@ -137,7 +137,7 @@ class ArrayModel:
         if _is_tensor(data):
             return data.to(self.device)
         array = _writable(data)
-        dtype = self.floating if array.dtype.kind in "iu" else None
+        dtype = self.floating if array.dtype.kind in "iuf" else None
         return sys.modules["torch"].from_numpy(array).to(self.device, dtype)
 
     def encode(self, prediction: Any, call: Call) -> tuple[bytes, str]:

@@ -55,10 +55,10 @@ def test_whole_numbers_are_answered_like_the_same_numbers_with_a_point(open_door
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_integers_become_the_dtype_of_the_modules_first_floating_parameter(dtype):
+def test_numbers_become_the_dtype_of_the_modules_first_floating_parameter(dtype):
     module = Calls(lambda data, weight: torch.tensor(data.dtype == weight.dtype)).to(dtype)
     module.register_parameter("counts", nn.Parameter(torch.ones(1, dtype=torch.int64), requires_grad=False))
-    for given in (np.int64, np.uint8):
+    for given in (np.int64, np.uint8, np.float16, np.float64):
         assert predict(module, zeros(1, 4, dtype=given))
 
 
@@ -101,18 +101,18 @@ def test_a_row_of_the_wrong_width_is_400_with_torchs_own_words(open_door, user_m
 @pytest.mark.parametrize(
     ("module", "array", "words"),
     [
-        (nn.Linear(4, 2), zeros(1, 4, dtype=np.float64), "got Double and Float"),
+        (nn.Linear(4, 2), zeros(1, 4, dtype=bool), "got Bool and Float"),
         (nn.Conv2d(1, 2, 3), zeros(1, 3, 8, 8), "got 3 channels instead"),
         (nn.Flatten(), zeros(), "Dimension out of range"),
         (nn.Embedding(9, 3), np.array([[9]]), "index out of range in self"),
-        (nn.GRU(4, 2), zeros(1, 4, dtype=np.float16), "does not match weight dtype"),
+        (nn.GRU(4, 2), zeros(1, 4, dtype=bool), "does not match weight dtype"),
         (nn.PixelShuffle(2), zeros(1, 3, 8, 8), "divisible by the square of upscale_factor"),
         (nn.TransformerEncoderLayer(4, 2, 8), zeros(4), "received 1-D query tensor"),
         (nn.Upsample(scale_factor=2), zeros(1), r"Only 3D, 4D and 5D input"),
         (nn.Linear(4, 2), zeros(), "need to be at least 1D"),
         (nn.Conv2d(1, 2, 3), zeros(8), "got input of size"),
         (nn.Conv2d(1, 2, 3), zeros(1, 1, 2, 2), "Kernel size"),
-        (nn.Conv2d(1, 2, 3), zeros(1, 1, 8, 8, dtype=np.float64), "should be the same"),
+        (nn.Conv2d(1, 2, 3), zeros(1, 1, 8, 8, dtype=bool), "should be the same"),
         (nn.LayerNorm(4), zeros(1, 2), "got input of size"),
         (nn.BatchNorm1d(4), zeros(1, 2), "running_mean"),
         (nn.LSTM(4, 2), zeros(1, 1, 2), "Expected 4, got 2"),

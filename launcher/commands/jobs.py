@@ -241,7 +241,7 @@ def training_result(description: dict[str, Any]) -> dict[str, Any]:
 
 def missing_metrics(description: dict[str, Any]) -> list[str]:
     """Metrics that the project names itself and no line of the log had: a tuning job would miss its objective."""
-    asked = [item["Name"] for item in description["AlgorithmSpecification"].get("MetricDefinitions", [])]
+    asked = [item["Name"] for item in description.get("AlgorithmSpecification", {}).get("MetricDefinitions", [])]
     found = {item["MetricName"] for item in description.get("FinalMetricDataList", [])}
     return [name for name in asked if name not in found] if asked != list(BUILTIN_METRICS) else []
 

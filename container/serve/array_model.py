@@ -246,12 +246,17 @@ def _is_tensor(value: Any) -> bool:
 
 def _to_numpy(value: Any) -> Any:
     """Tensors as arrays, also those in dictionaries, lists and tuples that a module returns."""
-    if _is_tensor(value):
+    torch = sys.modules.get("torch")
+    return value if torch is None else _arrays(value, torch.Tensor)
+
+
+def _arrays(value: Any, tensor: type) -> Any:
+    if isinstance(value, tensor):
         return value.detach().cpu().numpy()
     if isinstance(value, dict):
-        return {name: _to_numpy(part) for name, part in value.items()}
+        return {name: _arrays(part, tensor) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_numpy(part) for part in value]
+        return [_arrays(part, tensor) for part in value]
     return value
 
 

@@ -5,6 +5,7 @@ Two servers in a row must not read one request differently: what could be read i
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 Headers = Sequence[tuple[bytes, bytes]]
 """Names in lower case."""
@@ -41,15 +42,18 @@ def check(version: str, values: dict[str, str]) -> None:
     Raises:
         BadHead: it is.
     """
+    _check(version, values.get("host"), values.get("transfer-encoding"))
+
+
+@lru_cache(maxsize=64)  # a client says the same in each request; what is refused is not kept
+def _check(version: str, host: str | None, coding: str | None) -> None:
     if version not in VERSIONS:
         raise BadHead(f"HTTP/{version} is not spoken here")
-    host = values.get("host")
     if host is None:
         if version == "1.1":
             raise BadHead("a request of HTTP/1.1 needs a Host header")
     elif len(host) > LONGEST_HOST or not HOST.fullmatch(host):
         raise BadHead(f"Host names no host, or several: {host[:80]!r}")
-    coding = values.get("transfer-encoding")
     if coding is not None and coding.lower() != "chunked":
         raise BadHead(f"Transfer-Encoding {coding[:80]!r} is not chunked alone")
 

@@ -200,8 +200,8 @@ class Protocol(HttpToolsProtocol):
             if self.parser.get_method() == b"CONNECT":
                 raise heads.BadHead("this is no proxy")
             return  # the parser stops here, see `_unsupported_upgrade_warning`
-        headers = heads.combined(self.headers)
-        heads.check(self.parser.get_http_version(), headers)
+        headers, version = heads.combined(self.headers), self.parser.get_http_version()
+        heads.check(version, headers)
         exchange = self._short_way(headers)
         if exchange is None:
             self._asgi_way()
@@ -209,7 +209,7 @@ class Protocol(HttpToolsProtocol):
         self.cycle = self._current = exchange  # type: ignore[assignment]
         self._receiving = True
         announced = headers.get("content-length", "0")
-        expected = headers.get("expect", "").lower() == "100-continue" and self.parser.get_http_version() != "1.0"
+        expected = headers.get("expect", "").lower() == "100-continue" and version != "1.0"
         if announced.isdecimal() and int(announced) > self.app.body_bytes:
             self._large(exchange, int(announced), expected)
         elif expected:

@@ -210,7 +210,7 @@ class Service:
 
         Only while no compute thread has anything to do: two threads would get in each other's way.
         """
-        if not self._computes_at_once or not self._batcher.idle():
+        if not self._computes_at_once or not self._is_ever_quick() or not self._batcher.idle():
             return turn
         quick, rest = [], []
         for call, model in turn:
@@ -223,6 +223,10 @@ class Service:
                 rest += [(call, None) for call in self._answer_what_is_quick(quick)]
             tracing.enter(None)
         return rest
+
+    def _is_ever_quick(self) -> bool:
+        """Whether any model may be: of a single one that is known beforehand."""
+        return self.registry is not None or (self._predictor is not None and self._predictor.quick is not None)
 
     def _is_read_quickly(self, call: Call, model: str | None) -> bool:
         try:

@@ -250,7 +250,7 @@ def _to_numpy(value: Any) -> Any:
     return value if torch is None else _arrays(value, torch.Tensor)
 
 
-def _arrays(value: Any, tensor: type) -> Any:
+def _arrays(value: Any, tensor: Any) -> Any:
     if isinstance(value, tensor):
         return value.detach().cpu().numpy()
     if isinstance(value, dict):

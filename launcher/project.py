@@ -53,8 +53,8 @@ def with_code_uri(config: Config, context: JobContext, directory: Path, uri: str
     """
     if not config.endpoint.code or config.endpoint.multi_model:
         return uri
-    digest = code_digest(directory / config.endpoint.code, data_directories(config, directory))
-    name = content_name("model", {"archive": uri, "code": digest})
+    code = code_digest(directory / config.endpoint.code, data_directories(config, directory))
+    name = content_name("model", {"archive": uri, "code": code})
     return project_uri(config, context, "models", name, "model.tar.gz")
 
 

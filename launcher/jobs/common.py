@@ -41,8 +41,8 @@ def is_local_path(text: str) -> bool:
 
 def data_directories(config: Config, directory: Path) -> tuple[Path, ...]:
     """What reaches jobs as their data, and so does not belong to the code that it may lie among (`code: .`)."""
-    sources = [channel.source for channel in config.training.channels.values()] + [config.transform.input or "fs-"]
-    return tuple(directory / source for source in sources if is_local_path(source))
+    sources = [channel.source for channel in config.training.channels.values()] + [config.transform.input]
+    return tuple(directory / source for source in sources if source and is_local_path(source))
 
 
 def tags(config: Config) -> dict[str, str]:

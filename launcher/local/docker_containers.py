@@ -90,7 +90,8 @@ class DockerRuntime:
             size = self._client.images.get(image).attrs["Size"]
             if size > SERVERLESS_IMAGE_BYTES:
                 raise ContainerStartError(
-                    f"{image} has {size / 1e9:.1f} GB; a serverless endpoint's image at most 10 GB"
+                    f"{image} has {size / 1e9:.1f} GB; a serverless endpoint's image at most 10 GB: build it with "
+                    "torch for CPUs, see docs/images.md"
                 )
 
     def _mounts(self, spec: ContainerSpec) -> list[docker.types.Mount]:
